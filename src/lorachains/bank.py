@@ -1,0 +1,163 @@
+"""The LoRA bank: E adapters, stacked, over one frozen linear layer, and the ledger of links already tied.
+
+For a row served by adapter e the layer computes (LoRA, Hu et al. 2021; COLA §3.2)
+
+    y = W x + Σ_{i < m} s_i B_i A_i x + s B A x
+
+where links 1…m-1 are in the ledger and the last term is the live link. `B A x` runs in the precision of `x`; the
+factors themselves are kept in float32 (float64 over a float64 base), as autocast does it.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lorachains.errors import LorachainsError
+from lorachains.routing import Routing, lora_delta, routed_bias
+
+
+class LoraBank(nn.Module):
+    """Wraps a linear layer with E stacked adapters.
+
+    Attributes:
+        lora_A: `(experts, rank, in_features)`, the live link's down-projections.
+        lora_B: `(experts, out_features, rank)`, its up-projections.
+        lora_bias: `(experts, out_features)`, or `None` without `lora_bias`.
+        scaling: `(experts, 1)`, the live link's `alpha / r` (`alpha / √r` with rank-stabilised LoRA).
+        ledger_A, ledger_B, ledger_scale: the tied links side by side along the rank, `(experts, Σ rank, …)`.
+        ledger_bias: `(experts, links, out_features)`, the tied links' biases times their scaling, or `None`.
+        merged: whether the ledger has been merged into the base weight (and is only a record of it).
+
+    Raises:
+        LorachainsError: the base is no linear layer.
+    """
+
+    base_layer: Any
+    scaling: Tensor
+    ledger_A: Tensor
+    ledger_B: Tensor
+    ledger_scale: Tensor
+    ledger_bias: Tensor | None
+
+    def __init__(self, base_layer: nn.Module, experts: int, routing: Routing, dropout: float = 0.0, bias: bool = False):
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = linear_shape(base_layer)
+        self.routing = routing
+        self.merged = False
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        weight: Tensor = self.base_layer.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        empty = torch.empty(experts, 0, self.in_features, dtype=dtype, device=weight.device)
+        self.lora_A = nn.Parameter(empty)
+        self.lora_B = nn.Parameter(empty.new_empty(experts, self.out_features, 0))
+        self.lora_bias = nn.Parameter(empty.new_zeros(experts, self.out_features)) if bias else None
+        self.register_buffer("scaling", empty.new_ones(experts, 1))
+        self.register_buffer("ledger_A", empty.clone())
+        self.register_buffer("ledger_B", empty.new_empty(experts, self.out_features, 0))
+        self.register_buffer("ledger_scale", empty.new_empty(experts, 0))
+        self.register_buffer("ledger_bias", empty.new_empty(experts, 0, self.out_features) if bias else None)
+        self.train(base_layer.training)
+
+    def forward(self, x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
+        route = self.routing.route
+        if route is None and len(self.lora_A) > 1:
+            raise LorachainsError(
+                f"a bank of {len(self.lora_A)} adapters needs a route: set `chain.route` before the call"
+            )
+        y = self.base_layer(x)
+        if self.ledger_A.shape[1] and not self.merged:
+            y = y + lora_delta(x, self.ledger_A, self.ledger_B, self.ledger_scale, route)
+            if self.ledger_bias is not None:
+                y = y + routed_bias(self.ledger_bias.sum(1), torch.ones_like(self.scaling), x, route)
+        y = y + lora_delta(self.dropout(x), self.lora_A, self.lora_B, self.scaling, route)
+        if self.lora_bias is not None:
+            y = y + routed_bias(self.lora_bias, self.scaling, x, route)
+        return y
+
+    @torch.no_grad()
+    def extend(self, a: Float[Tensor, "experts rank in_features"], scaling: Float[Tensor, " experts"]) -> None:
+        """Begins a fresh link: `A` as given, `B` (and bias) zero. The parameters stay the same objects."""
+        device, dtype = self.lora_A.device, self.lora_A.dtype
+        self.lora_A.grad = self.lora_B.grad = None
+        self.lora_A.data = a.to(device, dtype)
+        self.lora_B.data = torch.zeros(len(a), self.out_features, a.shape[1], device=device, dtype=dtype)
+        self.scaling.copy_(scaling.unsqueeze(1))
+        if self.lora_bias is not None:
+            self.lora_bias.grad = None
+            self.lora_bias.zero_()
+
+    @torch.no_grad()
+    def record(self) -> None:
+        """Appends the live link to the ledger. The caller extends (or merges, then extends) right after."""
+        self.ledger_A = torch.cat([self.ledger_A, self.lora_A], dim=1)
+        self.ledger_B = torch.cat([self.ledger_B, self.lora_B], dim=2)
+        rank = self.lora_A.shape[1]
+        self.ledger_scale = torch.cat([self.ledger_scale, self.scaling.expand(-1, rank)], dim=1)
+        if self.ledger_bias is not None and self.lora_bias is not None:
+            self.ledger_bias = torch.cat([self.ledger_bias, (self.scaling * self.lora_bias).unsqueeze(1)], dim=1)
+
+    @torch.no_grad()
+    def truncate(self, links: int, rank: int) -> None:
+        """Keeps the ledger's first `links` links, which have `rank` ranks in all."""
+        self.ledger_A, self.ledger_B = self.ledger_A[:, :rank].clone(), self.ledger_B[:, :, :rank].clone()
+        self.ledger_scale = self.ledger_scale[:, :rank].clone()
+        if self.ledger_bias is not None:
+            self.ledger_bias = self.ledger_bias[:, :links].clone()
+
+    @torch.no_grad()
+    def merge(self, link: int, ranks: slice) -> tuple[float, float]:
+        """Adds one tied link of the only adapter to the base weight, `W ← W + s B A` (COLA Algorithm 1, line 6).
+
+        The product and the sum are taken in the adapter's precision and rounded once to the base's.
+
+        Returns:
+            The squared Frobenius norms of what the rounding lost, and of the update.
+        """
+        update = (self.ledger_B[0, :, ranks] * self.ledger_scale[0, ranks]) @ self.ledger_A[0, ranks]
+        update = update.mT if isinstance(self.base_layer, Conv1D) else update
+        weight = self.base_layer.weight
+        exact = weight.to(update.dtype) + update
+        weight.copy_(exact)
+        if self.ledger_bias is not None:
+            bias = self.base_layer.bias
+            bias.copy_(bias.to(update.dtype) + self.ledger_bias[0, link])
+        return float((exact - weight).square().sum()), float(update.square().sum())
+
+    def why_not_mergeable(self) -> str | None:
+        """What keeps a link from being merged into this layer's weight; `None` if nothing does."""
+        if not isinstance(self.base_layer, nn.Linear | Conv1D) or not self.base_layer.weight.is_floating_point():
+            return f"a {type(self.base_layer).__name__} has no floating-point weight to merge into"
+        if self.lora_bias is not None and self.base_layer.bias is None:
+            return "adapter.lora_bias needs a bias in the base layer to merge into"
+        return None
+
+
+def linear_shape(layer: Any) -> tuple[int, int]:
+    """`(in_features, out_features)` of a linear layer: `nn.Linear`, GPT-2's `Conv1D`, or a quantised one.
+
+    Raises:
+        LorachainsError: the layer has no such features.
+    """
+    if isinstance(layer, Conv1D):
+        return layer.weight.shape[0], layer.weight.shape[1]
+    if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+        return int(layer.in_features), int(layer.out_features)
+    raise LorachainsError(
+        f"adapter.target_modules matches a {type(layer).__name__}, which is no linear layer: name linear layers only"
+    )
+
+
+def draw_a(
+    init: bool | str, rank: int, in_features: int, generator: torch.Generator
+) -> Float[Tensor, "rank in_features"]:
+    """A fresh `A` as PEFT draws it: `"gaussian"` with standard deviation `1 / rank` (the paper's choice of
+    distribution, §3.2), or `True` for the uniform law of `nn.Linear` (the original LoRA code's)."""
+    a = torch.empty(rank, in_features)
+    if init == "gaussian":
+        return nn.init.normal_(a, std=1 / rank, generator=generator)
+    return nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)

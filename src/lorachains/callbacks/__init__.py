@@ -1,0 +1,1 @@
+"""Lightning callbacks: what is done when, apart from what it does."""

@@ -1,0 +1,75 @@
+"""Each adapter's best epoch, kept as its live link and the number of links tied by then.
+
+A chain can't go back by loading an earlier link alone: the knots tied since would stay under it. `Chain.restore`
+rewinds the ledger (and merged weights) to the same moment.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+
+from lorachains.chain import LiveLink
+from lorachains.errors import LorachainsError
+
+if TYPE_CHECKING:
+    from lorachains.methods.lora import Lora
+
+
+@dataclass(frozen=True)
+class Best:
+    """One adapter's best moment.
+
+    Attributes:
+        score: the criterion then; higher is better.
+        step: the optimizer steps done by then.
+        live: its live link.
+        summary: its validation metrics.
+    """
+
+    score: float
+    step: int
+    live: LiveLink
+    summary: dict[str, float]
+
+
+class BestEpoch(L.Callback):
+    """Remembers each adapter as it was when its validation was best. The first of equals wins.
+
+    Args:
+        select: "metric" (higher is better), "loss" (lower is better), or "last" (the latest is best).
+
+    Attributes:
+        best: each adapter's best moment so far.
+        validated: the optimizer step of the latest validation.
+
+    Raises:
+        LorachainsError: another criterion.
+    """
+
+    def __init__(self, select: str = "metric"):
+        if select not in ("metric", "loss", "last"):
+            raise LorachainsError(f"method.select is {select!r}: choose metric, loss or last")
+        self.select = select
+        self.best: list[Best] = []
+        self.validated = -1
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: "Lora") -> None:  # type: ignore[override]
+        if trainer.sanity_checking:
+            return
+        self.validated = step = trainer.global_step
+        for expert, summary in enumerate(pl_module.adapter_summaries("val")):
+            score = {"metric": summary[pl_module.score_name()], "loss": -summary["loss"], "last": step}[self.select]
+            if expert == len(self.best) or score > self.best[expert].score:
+                self.best[expert : expert + 1] = [Best(score, step, pl_module.chain.live_link(expert), summary)]
+
+    def restore(self, pl_module: "Lora") -> None:
+        """Brings each adapter of the module back to its best moment."""
+        pl_module.chain.restore([best.live for best in self.best])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": [asdict(best) for best in self.best], "validated": self.validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = [Best(**{**best, "live": LiveLink(**best["live"])}) for best in state_dict["best"]]
+        self.validated = state_dict["validated"]

@@ -1,0 +1,69 @@
+"""What a user sees of a run: a progress bar in a terminal, and a line an epoch in the log."""
+
+import logging
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+
+from lorachains.batch import TokenBatch
+
+log = logging.getLogger(__name__)
+
+
+class Progress(RichProgressBar):
+    """A bar with loss, learning rate, link, validation score, speed in tokens a second, and the time left."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {
+            key.removeprefix("train/"): f"{value:.3g}" if isinstance(value, float) else value
+            for key, value in metrics.items()
+        }
+
+
+class Throughput(L.Callback):
+    """Counts tokens (without padding) and seconds of training, validation apart, and logs a line an epoch.
+
+    Attributes:
+        tokens: trained on so far.
+        seconds: spent in training steps so far.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: TokenBatch, batch_idx: int
+    ) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+        self.tokens += batch.tokens
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        if self._since is not None:
+            self.seconds += now - self._since
+        self._since = None if trainer.is_last_batch else now
+        if self.seconds:
+            pl_module.log("train/tokens_per_second", self.tokens / self.seconds, prog_bar=True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        shown = {k: float(v) for k, v in trainer.callback_metrics.items() if k == "train/loss" or k.startswith("val/")}
+        log.info(
+            "epoch %d of %s, optimizer step %d: %s; %.0f tokens/s",
+            trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step,
+            ", ".join(f"{key} {value:.4g}" for key, value in shown.items()), self.tokens / max(self.seconds, 1e-9),
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]

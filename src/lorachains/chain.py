@@ -1,0 +1,271 @@
+"""The chain of a model: all its banks, the links tied so far, and the moves of COLA (§3.2): tie a knot, extend.
+
+A chain of E adapters is E chains that share their knots. Plain LoRA is a chain that is never tied.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lorachains.bank import LoraBank, draw_a
+from lorachains.errors import LorachainsError
+from lorachains.inject import inject, scaling
+from lorachains.routing import Route, Routing
+
+Mode = Literal["ledger", "merge"]
+
+
+@dataclass(frozen=True)
+class LiveLink:
+    """One adapter's live link when the chain had `links` tied links: its rows of the banks' tensors, by layer."""
+
+    links: int
+    layers: dict[str, dict[str, Tensor]]
+
+
+class Chain:
+    """E adapters over one frozen model.
+
+    Args:
+        model: its targeted layers are replaced by banks, in place.
+        config: the adapters' PEFT config.
+        seeds: one for each adapter. Adapter e's k-th `A` depends on `seeds[e]` and k alone, so it is the same whatever
+            the other adapters are.
+
+    Attributes:
+        banks: the banks by layer name.
+        ranks: the ranks of the tied links.
+        knots: the optimizer step before which each link was tied.
+
+    Raises:
+        LorachainsError: the config asks for what a bank can't do, or targets nothing.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: LoraConfig, seeds: Sequence[int] = (0,)):
+        self.model, self.config, self.seeds = model, config, list(seeds)
+        self.routing = Routing()
+        self.banks: dict[str, LoraBank] = inject(model, config, len(self.seeds), self.routing)
+        self.ranks: list[int] = []
+        self.knots: list[int] = []
+        self._original: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self.extend()
+
+    @property
+    def experts(self) -> int:
+        """The number of adapters."""
+        return len(self.seeds)
+
+    @property
+    def rank(self) -> int:
+        """The live link's rank."""
+        return next(iter(self.banks.values())).lora_A.shape[1]
+
+    @property
+    def merged(self) -> bool:
+        """Whether tied links are in the base weights (and the ledger is their record)."""
+        return next(iter(self.banks.values())).merged
+
+    @property
+    def route(self) -> Route:
+        """Which adapter serves which row of the next forward passes."""
+        return self.routing.route
+
+    @route.setter
+    def route(self, route: Route) -> None:
+        self.routing.route = route
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained: the live link's stacked tensors, each with the adapters along its first dimension."""
+        return [p for bank in self.banks.values() for p in (bank.lora_A, bank.lora_B, bank.lora_bias) if p is not None]
+
+    def extend(self, rank: int | None = None, scale: float | None = None, first: bool = False) -> None:
+        """Begins a fresh link: Gaussian (or uniform) `A`, zero `B` (§3.2 "Extend the chain").
+
+        Args:
+            rank: the new link's, the config's by default.
+            scale: its scaling, by default the config's alpha over `rank` (or over its root).
+            first: whether `A` is drawn as the first link's was, `A_0` of Algorithm 1, rather than afresh (§3.2).
+        """
+        rank = rank or self.config.r
+        link = 0 if first else len(self.ranks)
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + link) for seed in self.seeds]
+        scales = torch.full(
+            (self.experts,), scaling(self.config, rank) if scale is None else scale, dtype=torch.float64
+        )
+        for bank in self.banks.values():
+            draws = [draw_a(self.config.init_lora_weights, rank, bank.in_features, g) for g in generators]
+            bank.extend(torch.stack(draws), scales)
+
+    def tie(self, step: int, mode: Mode = "ledger") -> float:
+        """Ties a knot (§3.2): the live link goes into the ledger and, in merge mode, into the base weights as well.
+
+        The caller extends the chain right after, and forgets the optimizer's state.
+
+        Args:
+            step: the number of optimizer steps done.
+
+        Returns:
+            The share of the link's update that the base's precision lost, `‖lost‖ / ‖ΔW‖`: 0 in ledger mode.
+
+        Raises:
+            LorachainsError: merge mode over several adapters, or a layer that can't be merged into.
+        """
+        if mode == "merge":
+            self.check_mergeable()
+            self._keep_original()
+        self.ranks.append(self.rank)
+        self.knots.append(step)
+        for bank in self.banks.values():
+            bank.record()
+        return self._merge_link(len(self.ranks) - 1) if mode == "merge" else 0.0
+
+    def check_mergeable(self) -> None:
+        """Raises a LorachainsError that says why links can't be merged into this base, if they can't."""
+        remedy = "use knots.mode=ledger"
+        if self.experts > 1:
+            raise LorachainsError(
+                f"knots.mode=merge with {self.experts} adapters, which share one base weight: {remedy}"
+            )
+        owners: dict[int, int] = {}
+        for module in self.model.modules():
+            for parameter in module.parameters(recurse=False):
+                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        for name, bank in self.banks.items():
+            tied = owners[id(bank.base_layer.weight)] > 1
+            if why := bank.why_not_mergeable() or ("its weight is shared with another layer" if tied else None):
+                raise LorachainsError(f"knots.mode=merge can't merge into {name}: {why}: {remedy}")
+
+    def rewind(self, links: int) -> None:
+        """Goes back to the state right after the `links`-th knot, with a fresh live link whose `B` is zero."""
+        was_merged = self.merged
+        self.ranks, self.knots = self.ranks[:links], self.knots[:links]
+        for bank in self.banks.values():
+            bank.truncate(links, sum(self.ranks))
+        if was_merged:
+            self._restore_original()
+            for link in range(links):
+                self._merge_link(link)
+        self.extend()
+
+    def live_link(self, expert: int) -> LiveLink:
+        """A copy of one adapter's live link, with which `restore` finds back to this moment."""
+        names = ("lora_A", "lora_B", "lora_bias", "scaling")
+        return LiveLink(
+            len(self.ranks),
+            {
+                layer: {n: t[expert].detach().clone() for n in names if (t := getattr(bank, n)) is not None}
+                for layer, bank in self.banks.items()
+            },
+        )
+
+    @torch.no_grad()
+    def restore(self, live: Sequence[LiveLink]) -> None:
+        """Brings each adapter back to its own moment: the links tied by then, and the live link of then.
+
+        Where adapters go back to different knots, a later link of the others is zero for them.
+
+        Args:
+            live: one for each adapter.
+        """
+        self.rewind(max(link.links for link in live))
+        rank = max(next(iter(link.layers.values()))["lora_A"].shape[0] for link in live)
+        for name, bank in self.banks.items():
+            bank.extend(bank.lora_A.new_zeros(self.experts, rank, bank.in_features), bank.scaling[:, 0].clone())
+            for expert, link in enumerate(live):
+                for key, value in link.layers[name].items():
+                    row = getattr(bank, key).data[expert]
+                    row[tuple(slice(size) for size in value.shape)].copy_(value)
+                bank.ledger_B[expert, :, sum(self.ranks[: link.links]) :] = 0
+                if bank.ledger_bias is not None:
+                    bank.ledger_bias[expert, link.links :] = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was trained, and the ledger; nothing of the base. Flat: `<layer>.<tensor>`."""
+        tensors = {f"{n}.{k}": v for n, bank in self.banks.items() for k, v in _own_tensors(bank).items()}
+        record = {
+            "ranks": torch.tensor(self.ranks),
+            "knots": torch.tensor(self.knots),
+            "merged": torch.tensor(self.merged),
+        }
+        return tensors | {f"chain.{k}": v for k, v in record.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over a `state_dict()` of a chain over the same base; in merge mode replays its merges, in order.
+
+        Raises:
+            LorachainsError: the state is of a chain over other layers, or of other sizes.
+        """
+        expected = {f"{n}.{k}" for n, bank in self.banks.items() for k in _own_tensors(bank)}
+        if differing := expected ^ {key for key in state if not key.startswith("chain.")}:
+            raise LorachainsError(
+                f"the checkpoint is of other layers than this run's: {sorted(differing)[0]} is in one only"
+            )
+        self.ranks, self.knots = state["chain.ranks"].tolist(), state["chain.knots"].tolist()
+        for name, bank in self.banks.items():
+            for key, mine in _own_tensors(bank).items():
+                _take(bank, key, mine, state[f"{name}.{key}"])
+        if bool(state["chain.merged"]):
+            self._keep_original()
+            for link in range(len(self.ranks)):
+                self._merge_link(link)
+
+    def _merge_link(self, link: int) -> float:
+        start = sum(self.ranks[:link])
+        lost, update = 0.0, 0.0
+        for bank in self.banks.values():
+            bank.merged = True
+            bank_lost, bank_update = bank.merge(link, slice(start, start + self.ranks[link]))
+            lost, update = lost + bank_lost, update + bank_update
+        return (lost / update) ** 0.5 if update else 0.0
+
+    def _keep_original(self) -> None:
+        """Copies the targeted weights to the host once, for an exact rewind: a merge can't be subtracted again."""
+        if not self._original:
+            for name, bank in self.banks.items():
+                bias = bank.base_layer.bias if bank.lora_bias is not None else None
+                self._original[name] = (
+                    bank.base_layer.weight.detach().cpu().clone(),
+                    None if bias is None else bias.detach().cpu().clone(),
+                )
+
+    @torch.no_grad()
+    def _restore_original(self) -> None:
+        for name, (weight, bias) in self._original.items():
+            layer = self.banks[name].base_layer
+            layer.weight.copy_(weight)
+            if bias is not None:
+                layer.bias.copy_(bias)
+            self.banks[name].merged = False
+
+
+def _own_tensors(bank: LoraBank) -> dict[str, Tensor]:
+    names = ("lora_A", "lora_B", "lora_bias", "scaling", "ledger_A", "ledger_B", "ledger_scale", "ledger_bias")
+    return {name: tensor.detach() for name in names if (tensor := getattr(bank, name)) is not None}
+
+
+def _take(bank: LoraBank, key: str, mine: Tensor, given: Tensor) -> None:
+    """Puts a saved tensor in place; only the rank dimensions (and the ledger's) may differ in size."""
+    fixed = {
+        "lora_A": (0, 2),
+        "lora_B": (0, 1),
+        "ledger_A": (0, 2),
+        "ledger_B": (0, 1),
+        "ledger_scale": (0,),
+        "ledger_bias": (0, 2),
+    }
+    dims = fixed.get(key, tuple(range(mine.dim())))
+    if given.dim() != mine.dim() or any(given.shape[d] != mine.shape[d] for d in dims):
+        raise LorachainsError(
+            f"the checkpoint's {key} has the shape {tuple(given.shape)}, this run's {tuple(mine.shape)}: "
+            "it is of another model"
+        )
+    value = given.to(mine.device, mine.dtype, copy=True)
+    if isinstance(getattr(bank, key), nn.Parameter):
+        getattr(bank, key).data = value
+    else:
+        setattr(bank, key, value)

@@ -1,0 +1,69 @@
+"""What the entry points share: the run folder's name, and errors told in one line."""
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lorachains.errors import LorachainsError
+
+UNHASHED = ("hydra", "resume", "overwrite", "logger", "checkpoint_every")
+"""Top-level settings that don't change what a run computes."""
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved settings that a run's result depends on."""
+    return {
+        str(key): OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
+        for key in cfg
+        if key not in UNHASHED
+    }
+
+
+def run_name(_root_: DictConfig) -> str:
+    """`<method>-<model>-<task>-seed<seed>-<hash of all settings>`: the same settings, the same name.
+
+    Registered as the OmegaConf resolver `run_name`.
+    """
+    settings = settings_of(_root_)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    choices = _root_.hydra.runtime.choices
+    tasks = "+".join(settings["data"]["tasks"] or [settings["data"]["task"]])[:40]
+    return f"{choices.method}-{choices.model}-{tasks}-seed{settings['seed']}-{digest}"
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def one_line_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Lets Hydra print a `LorachainsError`, however deep it was raised, as one line and exit with 1.
+
+    The traceback goes to the run's log at debug level (`hydra.verbose=true` shows it).
+    """
+
+    @functools.wraps(task)
+    def wrapped(cfg: DictConfig) -> Any:
+        try:
+            return task(cfg)
+        except Exception as error:
+            cause = _user_error(error)
+            if cause is None:
+                raise
+            logging.getLogger(__name__).debug("traceback", exc_info=error)
+            job = HydraConfig.get().job.override_dirname if HydraConfig.get().mode == RunMode.MULTIRUN else ""
+            raise CompactHydraException(f"error: {cause}" + (f" [job {job}]" if job else "")) from None
+
+    return wrapped
+
+
+def _user_error(error: BaseException | None) -> LorachainsError | None:
+    while error is not None and not isinstance(error, LorachainsError):
+        error = error.__cause__
+    return error

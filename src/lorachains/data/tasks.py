@@ -1,0 +1,56 @@
+"""A task apart from its rows: how a row becomes a prompt with its answers, and how a prediction is graded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lorachains.data.rows import Row
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and its answer; `prompt + answer` is the text that the model reads.
+
+    The joint between the two (a space or a newline) belongs to whichever of them the template puts it in.
+
+    Attributes:
+        source: where it comes from: "FILE:LINE", "hub:ID/CONFIG/SPLIT#ROW" or "reasoning_gym:TASK#SEED+ROW".
+        candidates: all answers to choose from, `answer` among them, in the template's order; () for a free answer.
+        references: the accepted answers; only `answer` where none are given.
+    """
+
+    task: str
+    prompt: str
+    answer: str
+    source: str
+    candidates: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.references:
+            object.__setattr__(self, "references", (self.answer,))
+
+    @property
+    def gold(self) -> int:
+        """The index of the right candidate; 0 for a free answer."""
+        return self.candidates.index(self.answer) if self.candidates else 0
+
+
+def matches(prediction: str, example: Example) -> float:
+    """1.0 where the prediction is one of the accepted answers but for surrounding white space, else 0.0."""
+    return float(prediction.strip() in {reference.strip() for reference in example.references})
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one task adds to its rows.
+
+    Attributes:
+        read: a row to an example; raises `LorachainsError` with the row's source where a field is missing or wrong.
+        score: a predicted answer and its example to a score in [0, 1]; the mean over examples is the task's metric.
+        metric: that metric's name in `metrics.json`.
+    """
+
+    name: str
+    read: Callable[[Row], Example]
+    score: Callable[[str, Example], float] = matches
+    metric: str = "accuracy"

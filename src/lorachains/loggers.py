@@ -1,0 +1,32 @@
+"""Loggers, opened with a run and always closed with it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+
+def wandb_logger(save_dir: str, project: str, group: str, tags: list[str], **kwargs: Any) -> WandbLogger:
+    """A W&B run named after the run folder: online if the user is logged in (or WANDB_MODE says so), else offline."""
+    import wandb
+
+    offline = wandb.setup().settings.mode not in ("online", "shared") and wandb.api.api_key is None
+    return WandbLogger(
+        name=Path(save_dir).name, save_dir=save_dir, project=project, group=group, tags=tags, offline=offline, **kwargs
+    )
+
+
+@contextmanager
+def finishing(logger: Logger, settings: dict[str, Any]) -> Iterator[Logger]:
+    """Logs the settings at the start, and ends the logger's run whatever happens: the next job needs its own."""
+    status = "failed"
+    try:
+        logger.log_hyperparams(settings)
+        yield logger
+        status = "success"
+    finally:
+        logger.finalize(status)
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=0 if status == "success" else 1)

@@ -1,0 +1,130 @@
+"""COLA: Chain of LoRA, residual learning (arXiv 2401.04151; Algorithm 1).
+
+LoRA, but at scheduled optimizer steps a callback ties a knot: the link joins the ledger (or the weights), a fresh link
+extends the chain, and the optimizer forgets everything. Until the first knot a COLA run is the LoRA run.
+
+On purpose other than the paper: the default keeps tied links as frozen factors, since adding them to bfloat16 weights
+loses most of what later links learn; `knots.mode=merge` is the paper's way.
+"""
+
+import logging
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lorachains.batch import TokenBatch
+from lorachains.errors import LorachainsError
+from lorachains.inject import scaling
+from lorachains.knots import DRIFT_TOLERANCE, Knots
+from lorachains.methods.lora import Lora
+from lorachains.optim import forget
+from lorachains.scoring import answer_logits
+
+log = logging.getLogger(__name__)
+
+PROBE_ROWS = 4
+"""Rows of the coming batch on which the drift of a knot is measured."""
+
+
+class Cola(Lora):
+    """Trains a chain whose knots are tied on schedule.
+
+    Args:
+        knots: the schedule, and how a knot is tied.
+        others: see `Lora`.
+
+    Raises:
+        LorachainsError: the links can't be merged into this base.
+    """
+
+    def __init__(self, *args: Any, knots: Knots, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.knots = knots
+        self.plan: list[int] = []
+        if knots.mode == "merge":
+            self.chain.check_mergeable()
+        if knots.ranks:
+            self._extend(knots.ranks[0])
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [*super().configure_callbacks(), TieKnots()]
+
+    def rate_factor(self, step: int) -> float:
+        if self.knots.lr == "continue":
+            return super().rate_factor(step)
+        start = max((knot for knot in self.plan if knot <= step), default=0)
+        end = min((knot for knot in self.plan if knot > step), default=self.total_steps)
+        warmup = self.knots.warmup if self.knots.lr == "rewarm" and start else None
+        return self.optim.factor(step - start, end - start, warmup)
+
+    def tie_knot(self, probe: TokenBatch) -> None:
+        """Ties the live link, extends the chain and forgets the optimizer's state.
+
+        Args:
+            probe: rows on which the logits are compared before and after.
+
+        Raises:
+            LorachainsError: the knot changed the model's function by more than rounding can.
+        """
+        before = self._probe_logits(probe)
+        lost = self.chain.tie(self.trainer.global_step, self.knots.mode)
+        link = len(self.chain.ranks)
+        self._extend(self.knots.ranks[link] if self.knots.ranks else self.chain.config.r)
+        forget(self.trainer.optimizers[0], self.optim.optimizer(self.chain.parameters()))
+        after = self._probe_logits(probe)
+        drift = float((after - before).norm() / before.norm())
+        self._report(link, drift, lost)
+
+    def _extend(self, rank: int) -> None:
+        config = self.chain.config
+        kept = config.r if self.knots.scaling == "ratio" else rank
+        self.chain.extend(rank, scaling(config, kept), first=self.knots.init == "first")
+
+    @torch.no_grad()
+    def _probe_logits(self, probe: TokenBatch) -> Tensor:
+        training = self.model.training
+        self.model.eval()
+        self.chain.route = self.route(probe)
+        logits = answer_logits(self.model, probe)
+        self.model.train(training)
+        return logits.double()
+
+    def _report(self, link: int, drift: float, lost: float) -> None:
+        step = self.trainer.global_step
+        for logger in self.trainer.loggers:
+            logger.log_metrics({"knot/link": link, "knot/drift": drift, "knot/merge_loss": lost}, step=step)
+        log.info(
+            "knot %d tied after optimizer step %d (%s): logits moved by %.1e; link %d begins with rank %d",
+            link, step, self.knots.mode, drift, link + 1, self.chain.rank,
+        )  # fmt: skip
+        dtype = self.model.dtype
+        if self.knots.mode == "merge" and dtype in (torch.bfloat16, torch.float16):
+            log.warning(
+                "merging link %d into %s weights lost %.1f%% of its update: knots.mode=ledger keeps all of it, "
+                "model.dtype=float32 nearly all",
+                link, str(dtype).removeprefix("torch."), 100 * lost,
+            )  # fmt: skip
+            return
+        tolerance = DRIFT_TOLERANCE[dtype] if self.knots.tolerance is None else self.knots.tolerance
+        if not drift <= tolerance:
+            raise LorachainsError(
+                f"knot {link} after optimizer step {step} moved the logits by {drift:.1e}, more than rounding in {dtype} "
+                f"explains ({tolerance:.1e}): the base layers don't compute the same twice, or the training has "
+                "diverged; see knots.tolerance"
+            )
+
+
+class TieKnots(L.Callback):
+    """Ties each knot of the plan once, before the first batch that follows the knot's optimizer step."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Cola) -> None:  # type: ignore[override]
+        pl_module.plan = pl_module.knots.plan(pl_module.total_steps, pl_module.steps_per_epoch)
+        log.info("%d knots, after optimizer steps %s of %d", len(pl_module.plan), pl_module.plan, pl_module.total_steps)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Cola, batch: TokenBatch, batch_idx: int) -> None:  # type: ignore[override]
+        tied = len(pl_module.chain.knots)
+        if tied < len(pl_module.plan) and trainer.global_step == pl_module.plan[tied]:
+            pl_module.tie_knot(batch.first(PROBE_ROWS))
+        pl_module.log("link", float(len(pl_module.chain.ranks) + 1), prog_bar=True)

@@ -1,0 +1,131 @@
+"""One optimizer over a bank, a learning rate for each adapter.
+
+Any torch optimizer whose step is elementwise and linear in its learning rate (AdamW, SGD, Adagrad, RMSprop, …) runs at
+learning rate 1; each adapter's displacement is then scaled by the adapter's own rate: `p ← p + η_e (p' − p)`. That is
+the optimizer's own step at rate `η_e` up to rounding (well under one unit in the last place of `p` for `η_e ≤ 1`),
+weight decay included, and a schedule never touches the optimizer.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorachains.errors import LorachainsError
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimizer recipe of a run.
+
+    Args:
+        lr: the peak learning rate, one for all adapters or one for each.
+        optimizer: makes a torch optimizer of parameters, at any learning rate (it is set to 1).
+        schedule: "linear" to zero over its span (the paper's, App. A.1), "cosine" to zero, or "constant".
+        warmup: optimizer steps over which the rate rises linearly to its peak, the first one not at zero.
+
+    Raises:
+        LorachainsError: a rate that is not positive, an unknown schedule or a negative warm-up.
+    """
+
+    lr: float | Sequence[float]
+    optimizer: OptimizerFactory
+    schedule: str = "linear"
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if any(not rate > 0 for rate in self.peak()):
+            raise LorachainsError(f"optim.lr is {self.lr}: give a learning rate above 0")
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise LorachainsError(f"optim.schedule is {self.schedule!r}: choose linear, cosine or constant")
+        if self.warmup < 0:
+            raise LorachainsError(f"optim.warmup is {self.warmup}: give a number of optimizer steps, 0 or more")
+
+    def peak(self) -> list[float]:
+        """The peak rates as a list, of one item if all adapters share it."""
+        return list(self.lr) if isinstance(self.lr, Sequence) else [self.lr]
+
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimizer at learning rate 1."""
+        return rate_one(self.optimizer(parameters))
+
+    def factor(self, step: int, span: int, warmup: int | None = None) -> float:
+        """The share of the peak rate for the optimizer step after `step` steps of a schedule `span` steps long.
+
+        Args:
+            warmup: in place of the recipe's own.
+        """
+        warmup = self.warmup if warmup is None else warmup
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        left = max(0.0, (span - step) / max(1, span - warmup))
+        match self.schedule:
+            case "linear":
+                return left
+            case "cosine":
+                return 0.5 * (1 - math.cos(math.pi * left))
+            case _:
+                return 1.0
+
+
+def rate_one(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Sets the learning rate of every parameter group to 1, in place."""
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0
+    return optimizer
+
+
+class AdapterRates:
+    """Scales each adapter's step of an optimizer by the adapter's own learning rate.
+
+    Args:
+        optimizer: at learning rate 1, over tensors with the adapters along their first dimension.
+        rates: `(experts,)`, the learning rates of the next step; assign new ones before each step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, rates: Float[Tensor, " experts"]):
+        self.rates = rates
+        self._before: list[tuple[nn.Parameter, Tensor]] = []
+        optimizer.register_step_pre_hook(self._remember)
+        optimizer.register_step_post_hook(self._scale)
+
+    @torch.no_grad()
+    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._before = [(p, p.clone()) for group in optimizer.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def _scale(self, *_: Any) -> None:
+        for parameter, before in self._before:
+            rates = self.rates.to(parameter.dtype).view(-1, *[1] * (parameter.dim() - 1))
+            parameter.copy_(torch.lerp(before, parameter, rates))
+        self._before = []
+
+
+def forget(optimizer: torch.optim.Optimizer, fresh: torch.optim.Optimizer) -> None:
+    """Takes over the state of a fresh optimizer over the same parameters: nothing is left of the steps done.
+
+    That is COLA's reset of "all of the optimizer states" (§3.2), Adam's step count and Adagrad's initial sums included,
+    for any torch optimizer and also where the parameters have changed their shape.
+    """
+    optimizer.load_state_dict(rate_one(fresh).state_dict())
+
+
+@torch.no_grad()
+def clip_per_adapter(parameters: Sequence[nn.Parameter], max_norm: float) -> Float[Tensor, " experts"]:
+    """Scales each adapter's gradient to a norm of at most `max_norm`, in place, whatever the other adapters' are.
+
+    Returns:
+        Each adapter's gradient norm (over all its tensors) before clipping.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    shrink = (max_norm / (norms + 1e-6)).clamp(max=1.0)  # 1e-6 as in torch.nn.utils.clip_grad_norm_
+    for gradient in gradients:
+        gradient.mul_(shrink.view(-1, *[1] * (gradient.dim() - 1)))
+    return norms

@@ -1,0 +1,96 @@
+"""Which adapter serves which row: the routes of a bank and the batched LoRA product under each of them.
+
+Three routes, one meaning: ``delta = scaling · B A x`` with the adapter(s) that the route names. There is no loop over
+adapters in any of them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class HardRoute:
+    """One adapter for each row of the batch.
+
+    Args:
+        index: `(rows,)`, the adapter of each row, in `[0, experts)`.
+    """
+
+    index: Int[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
+class SoftRoute:
+    """A weighted sum of all adapters for each row or each token.
+
+    Args:
+        weights: `(rows, experts)` or `(rows, seq, experts)`. Not normalised here.
+    """
+
+    weights: Float[Tensor, "rows *seq experts"]
+
+
+Route = HardRoute | SoftRoute | None
+"""`None`: the bank has one adapter, and it serves every row (plain LoRA)."""
+
+
+@dataclass
+class Routing:
+    """Holds the route of the forward pass under way; shared by all banks that follow the same route.
+
+    It stays set until the next one is, because activation checkpointing runs a layer's forward again in the backward.
+    """
+
+    route: Route = None
+
+
+def lora_delta(
+    x: Float[Tensor, "*batch in_features"],
+    a: Float[Tensor, "experts rank in_features"],
+    b: Float[Tensor, "experts out_features rank"],
+    scale: Float[Tensor, "experts #rank"],
+    route: Route,
+) -> Float[Tensor, "*batch out_features"]:
+    """`scale · B A x` of each row's adapter(s), in the precision of `x`.
+
+    `scale` is each adapter's scaling, or one scaling a rank where links of different scaling are stacked. `x` may come
+    flattened to `(rows · seq, in_features)`, as OPT's feed-forward layers get it.
+    """
+    a, b = a.to(x.dtype), (b * scale.unsqueeze(1)).to(x.dtype)  # scaled before it is rounded to bfloat16
+    match route:
+        case None:
+            return F.linear(F.linear(x, a[0]), b[0])
+        case HardRoute(index):
+            hidden = torch.bmm(_by_row(x, len(index)), a[index].mT)
+            return torch.bmm(hidden, b[index].mT).reshape(*x.shape[:-1], -1)
+        case SoftRoute(weights):
+            rows, rank = len(weights), a.shape[1]
+            per_rank = weights.repeat_interleave(rank, dim=-1).reshape(rows, -1, len(a) * rank)
+            hidden = F.linear(_by_row(x, rows), a.flatten(0, 1)) * per_rank.to(x.dtype)
+            return F.linear(hidden, b.transpose(0, 1).flatten(1)).reshape(*x.shape[:-1], -1)
+
+
+def routed_bias(
+    bias: Float[Tensor, "experts out_features"],
+    scale: Float[Tensor, "experts #one"],
+    x: Float[Tensor, "*batch in_features"],
+    route: Route,
+) -> Float[Tensor, "*batch out_features"]:
+    """`scale · bias` of each row's adapter(s), broadcast over the sequence to the batch shape of `x`."""
+    scaled = (scale * bias).to(x.dtype)
+    match route:
+        case None:
+            return scaled[0].expand(*x.shape[:-1], -1)
+        case HardRoute(index):
+            rows, by_row = len(index), scaled[index].unsqueeze(1)
+        case SoftRoute(weights):
+            rows, by_row = len(weights), (weights.to(x.dtype) @ scaled).reshape(len(weights), -1, scaled.shape[-1])
+    return by_row.expand(rows, x.shape[:-1].numel() // rows, -1).reshape(*x.shape[:-1], -1)
+
+
+def _by_row(x: Tensor, rows: int) -> Tensor:
+    return x.reshape(rows, -1, x.shape[-1])

@@ -1,0 +1,135 @@
+"""A run's folder: `config.yaml`, `metrics.json`, `predictions.jsonl`, `adapter/`, `checkpoints/`, and the log."""
+
+import json
+import logging
+import pickle
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from lorachains.errors import LorachainsError
+from lorachains.evaluation import Prediction
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, by their names."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def begin(self, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> Path | None:
+        """Makes the folder ready for a run with these settings.
+
+        Returns:
+            The checkpoint to go on from, or `None` to start from the beginning.
+
+        Raises:
+            LorachainsError: the folder holds a run that is neither to be resumed nor overwritten, or one with other
+                settings than the one to be resumed, or its checkpoint can't be read.
+        """
+        if self.config.is_file() and not resume and not overwrite:
+            raise LorachainsError(
+                f"{self.path} already holds {'a finished' if self.metrics.is_file() else 'an unfinished'} run: "
+                "add resume=true to go on with it, overwrite=true to start afresh, or choose another hydra.run.dir"
+            )
+        if overwrite and not resume:
+            for old in (self.metrics, self.predictions, self.config):
+                old.unlink(missing_ok=True)
+            for old in (self.adapter, self.checkpoint.parent, self.path / "csv"):
+                shutil.rmtree(old, ignore_errors=True)
+        if resume and self.config.is_file():
+            self._check_same(settings)
+        self.path.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(dict(settings)), self.config)
+        if not resume:
+            return None
+        if not self.checkpoint.is_file():
+            log.warning("resume=true, but %s does not exist: starting from the beginning", self.checkpoint)
+            return None
+        check_readable(self.checkpoint)
+        return self.checkpoint
+
+    def write_metrics(self, metrics: Mapping[str, float | int | str | None]) -> None:
+        """Writes `metrics.json`: its presence says that the run is finished, so it is written whole or not at all."""
+        _write_whole(self.metrics, json.dumps(dict(metrics), indent=2) + "\n")
+
+    def read_metrics(self) -> dict[str, Any]:
+        """The metrics of a finished run.
+
+        Raises:
+            LorachainsError: the run isn't finished, or its metrics are damaged.
+        """
+        if not self.metrics.is_file():
+            raise LorachainsError(f"{self.path} holds no finished run: metrics.json is missing")
+        try:
+            return dict(json.loads(self.metrics.read_text()))
+        except ValueError as error:
+            raise LorachainsError(
+                f"{self.metrics} can't be read as JSON ({error}): run it again with overwrite=true"
+            ) from error
+
+    def write_predictions(self, predictions: Iterable[Prediction]) -> None:
+        """Writes the test set's predictions, a JSON object a line."""
+        _write_whole(self.predictions, "".join(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in predictions))
+
+    def _check_same(self, settings: Mapping[str, Any]) -> None:
+        before, now = (_flat(OmegaConf.to_container(OmegaConf.load(self.config))), _flat(settings))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise LorachainsError(
+                    f"resume=true, but {key} is {now.get(key)!r} here and {before.get(key)!r} in {self.config}: "
+                    "give the same settings, or another hydra.run.dir"
+                )
+
+
+def check_readable(checkpoint: Path) -> None:
+    """Raises a LorachainsError if the checkpoint is damaged."""
+    try:
+        torch.load(checkpoint, map_location="meta", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise LorachainsError(
+            f"{checkpoint} can't be read ({str(error).splitlines()[0]}): it is damaged; "
+            "delete it and start again without it"
+        ) from error
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {
+        k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)

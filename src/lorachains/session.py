@@ -1,0 +1,78 @@
+"""A run, from fit to the files in its folder: what `train.py` schedules."""
+
+import logging
+import time
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from lorachains.callbacks.checkpoint import LastCheckpoint
+from lorachains.callbacks.progress import Progress, Throughput
+from lorachains.memory import peak_memory
+from lorachains.methods import Lora
+from lorachains.models import fingerprint
+from lorachains.peft_format import save_adapter
+from lorachains.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """Fits a method, tests it at its last and at its best epoch, and writes what came out.
+
+    Args:
+        folder: where to.
+        every: optimizer steps between two checkpoints.
+    """
+
+    def __init__(self, method: Lora, data: L.LightningDataModule, folder: RunFolder, logger: Logger, every: int):
+        self.method, self.data, self.folder, self.logger = method, data, folder, logger
+        self.fingerprint = fingerprint(method.model)  # before training: a merge changes the weights
+        self.throughput = Throughput()
+        self.callbacks: list[L.Callback] = [self.throughput, Progress(), LastCheckpoint(folder.checkpoint, every)]
+        self.started = time.perf_counter()
+
+    def fit(self, trainer: L.Trainer, checkpoint: Path | None) -> None:
+        """Trains to the end, from the checkpoint if there is one; validates the last step if no epoch ended there."""
+        self.trainer = trainer
+        trainer.fit(self.method, self.data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        if self.method.best.validated != trainer.global_step:
+            trainer.validate(self.method, self.data, verbose=False)
+
+    def finish(self) -> dict[str, float]:
+        """Tests, saves the adapter and the predictions, and writes `metrics.json`.
+
+        Returns:
+            The metrics, flat: `<split>/<metric>` at the best epoch, `<split>_last/…` at the last.
+        """
+        best, chain = self.method.best, self.method.chain
+        last = self._test()
+        best.restore(self.method)
+        at_best = last if best.best[0].step == self.trainer.global_step else self._test()
+        self.folder.write_predictions(self.method.predictions["test"])
+        save_adapter(chain, self.folder.adapter, self.method.base.name, self.fingerprint)
+        metrics = {f"test/{k}": v for k, v in at_best.items()} | {f"test_last/{k}": v for k, v in last.items()}
+        metrics |= {f"val/{k}": v for k, v in best.best[0].summary.items()} | self._costs()
+        self.logger.log_metrics(metrics, step=self.trainer.global_step)
+        self.folder.write_metrics(metrics)
+        return metrics
+
+    def _test(self) -> dict[str, float]:
+        [result] = self.trainer.test(self.method, self.data, verbose=False)
+        return {key.removeprefix("test/"): value for key, value in result.items()}
+
+    def _costs(self) -> dict[str, float]:
+        return {
+            "best/optimizer_step": self.method.best.best[0].step,
+            "train/optimizer_steps": self.trainer.global_step,
+            "train/tokens": self.throughput.tokens,
+            "train/seconds": self.throughput.seconds,
+            "train/tokens_per_second": self.throughput.tokens / max(self.throughput.seconds, 1e-9),
+            "run/seconds": time.perf_counter() - self.started,
+            "run/peak_memory_bytes": peak_memory(self.method.device),
+            "adapter/trainable_parameters": sum(p.numel() for p in self.method.chain.parameters()),
+            "adapter/links": len(self.method.chain.ranks) + 1,
+        }

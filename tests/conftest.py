@@ -1,0 +1,38 @@
+"""Runs before any test module: no network, and jaxtyping's shapes checked at every call of the pure modules."""
+
+import os
+from pathlib import Path
+
+# Read when the libraries are imported, so set before that.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+from transformers import PreTrainedTokenizerFast
+
+_CHECKED = ("bank", "batch", "chain", "inject", "optim", "routing", "scoring")
+install_import_hook([f"lorachains.{module}" for module in _CHECKED], "beartype.beartype")
+
+from lorachains.models import byte_tokenizer  # noqa: E402  after the hook
+
+torch.set_num_threads(1)  # the models are so small that threads only get into each other's way
+
+_REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of the official distributions' files; the test is skipped where there is none."""
+    root = Path(os.environ.get("LORACHAINS_DATA_ROOT") or _REPO.parent / "shared" / "data")
+    if not root.is_dir():
+        pytest.skip(f"no data folder at {root}: set LORACHAINS_DATA_ROOT")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte."""
+    return byte_tokenizer()
