@@ -18,7 +18,7 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(SETUP) ## fine-tune a real model with LoRA and with COLA, and compare them (minutes)
-	$(BIN)/python -m lorachains.train -m experiment=demo hydra.sweep.dir=runs/demo
+	$(BIN)/python -m lorachains.train -m experiment=demo method=lora,cola hydra.sweep.dir=runs/demo
 	$(BIN)/python -m lorachains.report runs/demo
 
 test: $(SETUP) ## run the tests

@@ -70,14 +70,26 @@ class LoraBank(nn.Module):
                 f"a bank of {len(self.lora_A)} adapters needs a route: set `chain.route` before the call"
             )
         y = self.base_layer(x)
-        if self.ledger_A.shape[1] and not self.merged:
+        ledger = self.ledger_A.shape[1] > 0 and not self.merged
+        apart = ledger and self.training and isinstance(self.dropout, nn.Dropout)  # dropout is for the live link only
+        if apart:
             y = y + lora_delta(x, self.ledger_A, self.ledger_B, self.ledger_scale, route)
-            if self.ledger_bias is not None:
-                y = y + routed_bias(self.ledger_bias.sum(1), torch.ones_like(self.scaling), x, route)
-        y = y + lora_delta(self.dropout(x), self.lora_A, self.lora_B, self.scaling, route)
-        if self.lora_bias is not None:
-            y = y + routed_bias(self.lora_bias, self.scaling, x, route)
+        y = y + lora_delta(self.dropout(x), *self._factors(ledger and not apart), route)
+        if self.lora_bias is not None and self.ledger_bias is not None:
+            bias = self.scaling * self.lora_bias
+            y = y + routed_bias(bias + self.ledger_bias.sum(1) if ledger else bias, x, route)
         return y
+
+    def _factors(self, with_ledger: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """`A`, `B` and each rank's scaling. All links in one product: a knot then changes no step of the arithmetic."""
+        scale = self.scaling.expand(-1, self.lora_A.shape[1])
+        if not with_ledger:
+            return self.lora_A, self.lora_B, scale
+        return (
+            torch.cat([self.ledger_A, self.lora_A], dim=1),
+            torch.cat([self.ledger_B, self.lora_B], dim=2),
+            torch.cat([self.ledger_scale, scale], dim=1),
+        )
 
     @torch.no_grad()
     def extend(self, a: Float[Tensor, "experts rank in_features"], scaling: Float[Tensor, " experts"]) -> None:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lorachains.errors import LorachainsError
+
+log = logging.getLogger(__name__)
 
 UNHASHED = ("hydra", "resume", "overwrite", "logger", "checkpoint_every")
 """Top-level settings that don't change what a run computes."""
@@ -43,9 +46,10 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def one_line_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Lets Hydra print a `LorachainsError`, however deep it was raised, as one line and exit with 1.
+    """Turns a `LorachainsError`, however deep it was raised, into one line on standard error and exit code 1.
 
-    The traceback goes to the run's log at debug level (`hydra.verbose=true` shows it).
+    The traceback goes to the run's log at debug level (`hydra.verbose=true` shows it). A multirun goes on with its
+    other jobs and exits with 1 after the last one.
     """
 
     @functools.wraps(task)
@@ -56,9 +60,13 @@ def one_line_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig],
             cause = _user_error(error)
             if cause is None:
                 raise
-            logging.getLogger(__name__).debug("traceback", exc_info=error)
-            job = HydraConfig.get().job.override_dirname if HydraConfig.get().mode == RunMode.MULTIRUN else ""
-            raise CompactHydraException(f"error: {cause}" + (f" [job {job}]" if job else "")) from None
+            log.debug("traceback", exc_info=error)
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                print(f"error: {cause}", file=sys.stderr)
+                sys.exit(1)
+            message = f"error in job {HydraConfig.get().job.override_dirname}: {cause}"
+            log.error(message)
+            raise CompactHydraException(message) from None
 
     return wrapped
 

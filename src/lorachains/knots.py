@@ -53,6 +53,7 @@ class Knots:
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise LorachainsError(f"knots.{key} is {getattr(self, key)!r}: choose {' or '.join(allowed)}")
+        _check_whole_numbers("ranks", self.ranks or [])
         if self.ranks is not None and any(rank < 1 for rank in self.ranks):
             raise LorachainsError(f"knots.ranks is {list(self.ranks)}: give ranks of at least 1")
         if self.warmup < 0:
@@ -80,8 +81,8 @@ class Knots:
         for step in steps:
             if not 0 < step < total:
                 raise LorachainsError(
-                    f"knots asks for a knot after optimizer step {step}, but the run has {total} ({per_epoch} an epoch) "
-                    f"and the last knot must leave a step to its link: choose knots in 1…{total - 1}, or train longer"
+                    f"knots asks for a knot after optimizer step {step}, but the run has {total} ({per_epoch} an epoch)"
+                    f" and the last knot must leave a step to its link: choose knots in 1…{total - 1}, or train longer"
                 )
         if self.ranks is not None and len(self.ranks) != len(steps) + 1:
             raise LorachainsError(
@@ -97,15 +98,15 @@ class Even(Knots):
     Five epochs in two links are 3 + 2, as in the paper (§6.2); in three links 2 + 2 + 1, which it leaves open.
 
     Args:
-        unit: "epoch", "step" (optimizer steps), or "auto": epochs if the run has `links` whole epochs.
+        unit: "epoch", "step" (optimizer steps), or "auto": epochs if the run has `links` whole ones.
     """
 
     links: int = 3
     unit: Literal["auto", "epoch", "step"] = "auto"
 
     def positions(self, total: int, per_epoch: int) -> list[int]:
-        if self.links < 1:
-            raise LorachainsError(f"knots.links is {self.links}: a chain has at least one link")
+        if type(self.links) is not int or self.links < 1:
+            raise LorachainsError(f"knots.links is {self.links!r}: a chain has at least one link")
         epochs, rest = divmod(total, per_epoch)
         whole = not rest and epochs >= self.links
         if self.unit == "epoch" and not whole:
@@ -125,6 +126,7 @@ class AtEpochs(Knots):
     epochs: Sequence[int] = field(default_factory=list)
 
     def positions(self, total: int, per_epoch: int) -> list[int]:
+        _check_whole_numbers("epochs", self.epochs)
         return [epoch * per_epoch for epoch in self.epochs]
 
 
@@ -135,6 +137,7 @@ class AtSteps(Knots):
     steps: Sequence[int] = field(default_factory=list)
 
     def positions(self, total: int, per_epoch: int) -> list[int]:
+        _check_whole_numbers("steps", self.steps)
         return list(self.steps)
 
 
@@ -145,6 +148,11 @@ class Every(Knots):
     n_steps: int = 500
 
     def positions(self, total: int, per_epoch: int) -> list[int]:
-        if self.n_steps < 1:
-            raise LorachainsError(f"knots.n_steps is {self.n_steps}: give at least 1 optimizer step")
+        if type(self.n_steps) is not int or self.n_steps < 1:
+            raise LorachainsError(f"knots.n_steps is {self.n_steps!r}: give at least 1 optimizer step")
         return list(range(self.n_steps, total, self.n_steps))
+
+
+def _check_whole_numbers(key: str, values: object) -> None:
+    if not isinstance(values, list | tuple) or any(type(value) is not int for value in values):
+        raise LorachainsError(f"knots.{key} is {values!r}: give a list of whole numbers, as [3]")

@@ -1,14 +1,27 @@
-"""Peak memory of this process, on its accelerator or else on the host."""
+"""Peak memory of a run, on its accelerator or else of the process on the host."""
 
-import resource
-import sys
+import gc
+import re
+from pathlib import Path
 
 import torch
 
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a CUDA device, or the process's largest resident set on the CPU."""
+
+def reset_peak() -> None:
+    """Forgets the peak so far, and frees what an earlier run of this process has left."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    if _CLEAR.exists():
+        _CLEAR.write_text("5")  # resets the resident set's high-water mark: proc(5)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes since `reset_peak`: the CUDA allocator's peak, or the largest resident set where Linux tells it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kibibytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
+    return int(found[1]) * 1024 if found else None

@@ -40,12 +40,12 @@ class Optim:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if any(not rate > 0 for rate in self.peak()):
-            raise LorachainsError(f"optim.lr is {self.lr}: give a learning rate above 0")
+        if any(not (isinstance(rate, int | float) and rate > 0) for rate in self.peak()):
+            raise LorachainsError(f"optim.lr is {self.lr!r}: give a learning rate above 0")
         if self.schedule not in ("linear", "cosine", "constant"):
             raise LorachainsError(f"optim.schedule is {self.schedule!r}: choose linear, cosine or constant")
-        if self.warmup < 0:
-            raise LorachainsError(f"optim.warmup is {self.warmup}: give a number of optimizer steps, 0 or more")
+        if type(self.warmup) is not int or self.warmup < 0:
+            raise LorachainsError(f"optim.warmup is {self.warmup!r}: give a number of optimizer steps, 0 or more")
 
     def peak(self) -> list[float]:
         """The peak rates as a list, of one item if all adapters share it."""

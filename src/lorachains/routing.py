@@ -52,13 +52,13 @@ def lora_delta(
     x: Float[Tensor, "*batch in_features"],
     a: Float[Tensor, "experts rank in_features"],
     b: Float[Tensor, "experts out_features rank"],
-    scale: Float[Tensor, "experts #rank"],
+    scale: Float[Tensor, "experts rank"],
     route: Route,
 ) -> Float[Tensor, "*batch out_features"]:
     """`scale · B A x` of each row's adapter(s), in the precision of `x`.
 
-    `scale` is each adapter's scaling, or one scaling a rank where links of different scaling are stacked. `x` may come
-    flattened to `(rows · seq, in_features)`, as OPT's feed-forward layers get it.
+    `scale` is given for each rank, since links of different scaling stand side by side. `x` may come flattened to
+    `(rows · seq, in_features)`.
     """
     a, b = a.to(x.dtype), (b * scale.unsqueeze(1)).to(x.dtype)  # scaled before it is rounded to bfloat16
     match route:
@@ -75,20 +75,17 @@ def lora_delta(
 
 
 def routed_bias(
-    bias: Float[Tensor, "experts out_features"],
-    scale: Float[Tensor, "experts #one"],
-    x: Float[Tensor, "*batch in_features"],
-    route: Route,
+    bias: Float[Tensor, "experts out_features"], x: Float[Tensor, "*batch in_features"], route: Route
 ) -> Float[Tensor, "*batch out_features"]:
-    """`scale · bias` of each row's adapter(s), broadcast over the sequence to the batch shape of `x`."""
-    scaled = (scale * bias).to(x.dtype)
+    """The bias of each row's adapter(s), broadcast over the sequence to the batch shape of `x`."""
+    bias = bias.to(x.dtype)
     match route:
         case None:
-            return scaled[0].expand(*x.shape[:-1], -1)
+            return bias[0].expand(*x.shape[:-1], -1)
         case HardRoute(index):
-            rows, by_row = len(index), scaled[index].unsqueeze(1)
+            rows, by_row = len(index), bias[index].unsqueeze(1)
         case SoftRoute(weights):
-            rows, by_row = len(weights), (weights.to(x.dtype) @ scaled).reshape(len(weights), -1, scaled.shape[-1])
+            rows, by_row = len(weights), (weights.to(x.dtype) @ bias).reshape(len(weights), -1, bias.shape[-1])
     return by_row.expand(rows, x.shape[:-1].numel() // rows, -1).reshape(*x.shape[:-1], -1)
 
 

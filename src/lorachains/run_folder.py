@@ -113,11 +113,14 @@ class RunFolder:
 def check_readable(checkpoint: Path) -> None:
     """Raises a LorachainsError if the checkpoint is damaged."""
     try:
+        with zipfile.ZipFile(checkpoint) as parts:
+            if damaged := parts.testzip():  # torch.load doesn't look at the checksums
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         torch.load(checkpoint, map_location="meta", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise LorachainsError(
-            f"{checkpoint} can't be read ({str(error).splitlines()[0]}): it is damaged; "
-            "delete it and start again without it"
+            f"{checkpoint} can't be read ({reason}): it is damaged; delete it and start again without it"
         ) from error
 
 

@@ -49,6 +49,7 @@ class Session:
             The metrics, flat: `<split>/<metric>` at the best epoch, `<split>_last/…` at the last.
         """
         best, chain = self.method.best, self.method.chain
+        self.links = len(chain.ranks) + 1
         last = self._test()
         best.restore(self.method)
         at_best = last if best.best[0].step == self.trainer.global_step else self._test()
@@ -65,14 +66,16 @@ class Session:
         return {key.removeprefix("test/"): value for key, value in result.items()}
 
     def _costs(self) -> dict[str, float]:
-        return {
+        peak = peak_memory(self.method.device)
+        memory = {} if peak is None else {"run/peak_memory_bytes": peak}
+        return memory | {
             "best/optimizer_step": self.method.best.best[0].step,
             "train/optimizer_steps": self.trainer.global_step,
             "train/tokens": self.throughput.tokens,
             "train/seconds": self.throughput.seconds,
             "train/tokens_per_second": self.throughput.tokens / max(self.throughput.seconds, 1e-9),
             "run/seconds": time.perf_counter() - self.started,
-            "run/peak_memory_bytes": peak_memory(self.method.device),
             "adapter/trainable_parameters": sum(p.numel() for p in self.method.chain.parameters()),
-            "adapter/links": len(self.method.chain.ranks) + 1,
+            "adapter/rank": sum(self.method.chain.ranks) + self.method.chain.rank,
+            "train/links": self.links,
         }

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from lorachains.cli import one_line_errors, settings_of
 from lorachains.config import conf_dir
 from lorachains.loggers import finishing
+from lorachains.memory import reset_peak
 from lorachains.run_folder import RunFolder
 from lorachains.session import Session
 
@@ -28,6 +29,7 @@ def main(cfg: DictConfig) -> None:
         return
     settings = settings_of(cfg)
     checkpoint = folder.begin(settings, cfg.resume, cfg.overwrite)
+    reset_peak()
     seed_everything(cfg.seed, verbose=False)
     base = instantiate(cfg.model)
     data = instantiate(cfg.data, tokenizer=base.tokenizer)

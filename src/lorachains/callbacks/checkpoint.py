@@ -36,4 +36,6 @@ class LastCheckpoint(L.Callback):
     def _save(self, trainer: L.Trainer) -> None:
         self._saved = trainer.global_step
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(self.path)
+        part = self.path.with_suffix(".part")
+        trainer.save_checkpoint(part)  # not in one piece where the system's temporary folder is on another disk
+        part.replace(self.path)

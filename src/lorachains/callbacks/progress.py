@@ -16,12 +16,11 @@ class Progress(RichProgressBar):
     """A bar with loss, learning rate, link, validation score, speed in tokens a second, and the time left."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return {
-            key.removeprefix("train/"): f"{value:.3g}" if isinstance(value, float) else value
-            for key, value in metrics.items()
-        }
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        if "train/tokens_per_second" in shown:
+            shown["tokens/s"] = shown.pop("train/tokens_per_second")
+        return {name.removeprefix("train/"): f"{value:.3g}" for name, value in shown.items()}
 
 
 class Throughput(L.Callback):

@@ -110,9 +110,9 @@ class Cola(Lora):
         tolerance = DRIFT_TOLERANCE[dtype] if self.knots.tolerance is None else self.knots.tolerance
         if not drift <= tolerance:
             raise LorachainsError(
-                f"knot {link} after optimizer step {step} moved the logits by {drift:.1e}, more than rounding in {dtype} "
-                f"explains ({tolerance:.1e}): the base layers don't compute the same twice, or the training has "
-                "diverged; see knots.tolerance"
+                f"knot {link} after optimizer step {step} moved the logits by {drift:.1e}, more than rounding in"
+                f" {dtype} explains ({tolerance:.1e}): the base layers don't compute the same twice, or the training "
+                "has diverged; see knots.tolerance"
             )
 
 

@@ -105,9 +105,13 @@ class Lora(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optim.build(self.chain.parameters())
         peak = self.optim.peak()
-        self._peak = torch.tensor(peak if len(peak) > 1 else peak * self.chain.experts, device=self.device)
+        rates = peak if len(peak) > 1 else peak * self.chain.experts
+        self._peak = torch.tensor(rates, device=self.device, dtype=self.chain.parameters()[0].dtype)
         self._rates = AdapterRates(optimizer, self._peak)
         return optimizer
+
+    def on_fit_start(self) -> None:
+        self.model.train()  # `from_pretrained` leaves it in evaluation mode, and so would Lightning: without dropout
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
         # The random numbers of a batch depend on the seed and its number alone, so a resumed run draws the same ones.

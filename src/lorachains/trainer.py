@@ -1,0 +1,47 @@
+"""Lightning's Trainer, with an end after so many optimizer steps that a resumed run reaches too."""
+
+from typing import Any
+
+import lightning as L
+
+
+class StopAfter(L.Callback):
+    """Ends the training once `steps` optimizer steps are done."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._check(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._check(trainer)
+
+    def _check(self, trainer: L.Trainer) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer, but for `max_steps`.
+
+    With Lightning's own `max_steps` (2.6), a run resumed at an epoch's end counts that epoch twice and, with
+    `max_epochs` as well, ends too early.
+
+    Args:
+        max_steps: optimizer steps after which training ends, if `max_epochs` doesn't end it before; -1 for no limit.
+        kwargs: see `lightning.Trainer`.
+    """
+
+    def __init__(self, *, max_steps: int = -1, callbacks: list[L.Callback], **kwargs: Any):
+        self._max_optimizer_steps = max_steps
+        limit = [StopAfter(max_steps)] if max_steps >= 0 else []
+        super().__init__(callbacks=[*callbacks, *limit], **kwargs)
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the whole run; infinite if nothing ends it."""
+        steps = super().estimated_stepping_batches
+        return min(steps, self._max_optimizer_steps) if self._max_optimizer_steps >= 0 else steps

@@ -1,0 +1,161 @@
+"""What the tests of methods, callbacks and runs share: small runs of the project's own parts, without Hydra's app."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from torch import Tensor
+
+from lorachains.config import conf_dir
+from lorachains.data import TaskDataModule
+from lorachains.methods import Cola, Lora
+from lorachains.models import LanguageModel, byte_tokenizer
+from lorachains.models.language_model import ready_to_train
+from lorachains.run_folder import RunFolder
+from lorachains.session import Session
+from tests.data.stub import stub_module
+from tests.tiny import tiny_model
+
+PER_EPOCH = 7
+"""Batches of an epoch of the stub's data: 27 rows, 4 a batch."""
+TIMES = ("seconds", "per_second", "bytes")
+"""Endings of the metrics that no two runs have in common."""
+
+
+@cache
+def settings(*overrides: str) -> DictConfig:
+    """The config that `python -m lorachains.train` composes of the overrides. Not to be changed: it is kept."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", overrides=["model=tiny", "optim.lr=5e-3", *overrides])
+
+
+def language_model(arch: str = "llama", dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """A random model; the same one at each call."""
+    return ready_to_train(tiny_model(arch, dtype), byte_tokenizer(), f"tiny-{arch}")
+
+
+def make_method(
+    *overrides: str, base: LanguageModel | None = None, names: Sequence[str] | None = None
+) -> Lora:  # fmt: skip
+    """The config's method over a random model."""
+    extra = {} if names is None else {"names": list(names)}
+    method = instantiate(settings(*overrides).method, base=base or language_model(), **extra)
+    assert isinstance(method, Lora)
+    return method
+
+
+def make_data(base: LanguageModel, **changes: Any) -> TaskDataModule:
+    """27 training, 5 validation and 6 test rows of the stub's task."""
+    return stub_module(base.tokenizer, **changes)
+
+
+class Log(Logger):
+    """Keeps in memory what is logged.
+
+    Attributes:
+        rows: (step, metrics), in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    @property
+    def name(self) -> str:
+        return "log"
+
+    @property
+    def version(self) -> str:
+        return "0"
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def of(self, key: str) -> list[float]:
+        """All values of one metric, in order."""
+        return [metrics[key] for _, metrics in self.rows if key in metrics]
+
+
+def make_trainer(*overrides: str, callbacks: Sequence[L.Callback] = (), logger: Logger | None = None) -> L.Trainer:
+    """The config's trainer, quiet, logging every step."""
+    trainer = instantiate(
+        settings("trainer.max_epochs=3", "trainer.log_every_n_steps=1", *overrides).trainer,
+        callbacks=list(callbacks), logger=logger or Log(), accelerator="cpu",
+    )  # fmt: skip
+    assert isinstance(trainer, L.Trainer)
+    return trainer
+
+
+def fit(
+    method: Lora, *overrides: str, callbacks: Sequence[L.Callback] = (), logger: Logger | None = None, **data: Any
+) -> L.Trainer:
+    """Trains the method on the stub's data."""
+    trainer = make_trainer("+trainer.enable_progress_bar=false", *overrides, callbacks=callbacks, logger=logger)
+    trainer.fit(method, make_data(method.base, **data))
+    return trainer
+
+
+def run(
+    folder: Path,
+    *overrides: str,
+    base: LanguageModel | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    resume: bool = False,
+    every: int = 1,
+    data: dict[str, Any] | None = None,
+) -> Lora:
+    """A whole session in `folder`, as `train.py` runs it: fit (or go on), test, save."""
+    files = RunFolder(folder)
+    checkpoint = files.begin({"overrides": list(overrides)}, resume, overwrite=False)
+    L.seed_everything(0, verbose=False)
+    method = make_method(*(o for o in overrides if not o.startswith("trainer.")), base=base)
+    log = Log()
+    session = Session(method, make_data(method.base, **data or {}), files, log, every)
+    trainer = make_trainer(
+        *(o for o in overrides if o.startswith("trainer.")), callbacks=[*session.callbacks, *callbacks], logger=log
+    )
+    session.fit(trainer, checkpoint)
+    session.finish()
+    return method
+
+
+def cola(method: Lora) -> Cola:
+    """The method, which is COLA."""
+    assert isinstance(method, Cola)
+    return method
+
+
+class States(L.Callback):
+    """Keeps the chain's tensors after each optimizer step, before any knot there.
+
+    Attributes:
+        after: optimizer steps done to the tensors by name.
+    """
+
+    def __init__(self) -> None:
+        self.after: dict[int, dict[str, Tensor]] = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.after[trainer.global_step] = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    """Whether all tensors are equal bit for bit."""
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def outcome(folder: Path) -> tuple[bytes, dict[str, Any], str]:
+    """What a finished run left: adapter, metrics that aren't times, predictions."""
+    files = RunFolder(folder)
+    metrics = {k: v for k, v in files.read_metrics().items() if not k.endswith(TIMES)}
+    return (files.adapter / "adapter_model.safetensors").read_bytes(), metrics, files.predictions.read_text()
