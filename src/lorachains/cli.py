@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lorachains.errors import LorachainsError
 
@@ -46,7 +47,7 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def one_line_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Turns a `LorachainsError`, however deep it was raised, into one line on standard error and exit code 1.
+    """Turns an error of the input, however deep it was raised, into one line on standard error and exit code 1.
 
     The traceback goes to the run's log at debug level (`hydra.verbose=true` shows it). A multirun goes on with its
     other jobs and exits with 1 after the last one.
@@ -57,7 +58,7 @@ def one_line_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig],
         try:
             return task(cfg)
         except Exception as error:
-            cause = _user_error(error)
+            cause = _told(error)
             if cause is None:
                 raise
             log.debug("traceback", exc_info=error)
@@ -71,7 +72,33 @@ def one_line_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig],
     return wrapped
 
 
-def _user_error(error: BaseException | None) -> LorachainsError | None:
-    while error is not None and not isinstance(error, LorachainsError):
-        error = error.__cause__
-    return error
+def check_settings(cfg: DictConfig) -> None:
+    """Checks the settings at the top of the config, which no part of it takes.
+
+    Raises:
+        LorachainsError: names the setting, its value, and what is expected.
+    """
+    for key, least in (("seed", 0), ("checkpoint_every", 1)):
+        if type(cfg[key]) is not int or cfg[key] < least:
+            raise LorachainsError(f"{key} is {cfg[key]!r}: give a whole number, {least} or more")
+    for key in ("resume", "overwrite"):
+        if not isinstance(cfg[key], bool):
+            raise LorachainsError(f"{key} is {cfg[key]!r}: give true or false")
+
+
+def _told(error: BaseException) -> str | None:
+    """What to tell the user of an error that the input has caused; `None` if it is a fault of the program."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for link in chain:
+        if isinstance(link, LorachainsError):
+            return str(link)
+    if isinstance(error, InstantiationException):  # a library refuses what the config gives it
+        key = str(error).rpartition("full_key: ")[2]
+        return f"{key}: {_first_line(chain[-1])}: correct the setting (hydra.verbose=true logs where it was refused)"
+    return _first_line(error) if isinstance(error, OmegaConfBaseException) else None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.adapter:
         attach_adapter(base, Path(cfg.adapter))
     data.setup("test")
+    data.check_fits(getattr(base.model.config, "max_position_embeddings", None))
     loader = {"val": data.val_dataloader, "test": data.test_dataloader}[cfg.split]()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = base.model.eval().to(device)

@@ -33,6 +33,8 @@ def check_config(config: LoraConfig) -> None:
     """
     if not isinstance(config.r, int) or config.r < 1:
         raise LorachainsError(f"adapter.r is {config.r!r}: give a rank of at least 1")
+    if not isinstance(config.lora_alpha, int | float) or not config.lora_alpha > 0:
+        raise LorachainsError(f"adapter.lora_alpha is {config.lora_alpha!r}: give a number above 0")
     if not 0 <= config.lora_dropout < 1:
         raise LorachainsError(f"adapter.lora_dropout is {config.lora_dropout!r}: give a probability in [0, 1)")
     if config.init_lora_weights not in (True, "gaussian"):
@@ -73,6 +75,11 @@ def inject(model: PreTrainedModel, config: LoraConfig, experts: int, routing: Ro
         raise LorachainsError(
             f"adapter.target_modules={_shown(config.target_modules)} matches no layer of {type(model).__name__}: "
             f"its linear layers are named {', '.join(_linear_names(model))}"
+        )
+    if experts > 1 and any(model.get_submodule(name) is model.get_output_embeddings() for name in targets):
+        raise LorachainsError(
+            f"adapter.target_modules={_shown(config.target_modules)} takes in the output layer, which sees the answer "
+            f"tokens of all rows in one and can't tell {experts} adapters apart: leave it out"
         )
     banks = {}
     for name in targets:

@@ -1,5 +1,6 @@
 """Peak memory of a run, on its accelerator or else of the process on the host."""
 
+import contextlib
 import gc
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ def reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    if _CLEAR.exists():
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then the process's
         _CLEAR.write_text("5")  # resets the resident set's high-water mark: proc(5)
 
 

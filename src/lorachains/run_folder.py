@@ -45,6 +45,17 @@ class RunFolder:
     def checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 
+    def finished(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a run with these settings has come to its end here.
+
+        Raises:
+            LorachainsError: a run with other settings has.
+        """
+        if not (self.metrics.is_file() and self.config.is_file()):
+            return False
+        self._check_same(settings)
+        return True
+
     def begin(self, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> Path | None:
         """Makes the folder ready for a run with these settings.
 

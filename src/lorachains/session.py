@@ -37,8 +37,6 @@ class Session:
         """Trains to the end, from the checkpoint if there is one; validates the last step if no epoch ended there."""
         self.trainer = trainer
         trainer.fit(self.method, self.data, ckpt_path=checkpoint, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         if self.method.best.validated != trainer.global_step:
             trainer.validate(self.method, self.data, verbose=False)
 

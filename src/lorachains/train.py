@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from lorachains.cli import one_line_errors, settings_of
+from lorachains.cli import check_settings, one_line_errors, settings_of
 from lorachains.config import conf_dir
 from lorachains.loggers import finishing
 from lorachains.memory import reset_peak
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 @one_line_errors
 def main(cfg: DictConfig) -> None:
     """One run, from the config to `metrics.json`."""
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    if cfg.resume and folder.metrics.is_file():
+    check_settings(cfg)
+    folder, settings = RunFolder(Path(HydraConfig.get().runtime.output_dir)), settings_of(cfg)
+    if cfg.resume and folder.finished(settings):
         log.info("%s is finished: nothing to resume", folder.path)
         return
-    settings = settings_of(cfg)
     checkpoint = folder.begin(settings, cfg.resume, cfg.overwrite)
     reset_peak()
     seed_everything(cfg.seed, verbose=False)

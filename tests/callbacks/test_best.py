@@ -26,8 +26,8 @@ def rigged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("rigged")
-@pytest.mark.parametrize(("select", "epoch"), [("metric", 2), ("loss", 3), ("last", 4)])
-def test_the_first_of_equals_wins(select: str, epoch: int) -> None:
+@pytest.mark.parametrize(("select", "epoch"), [("metric", 3), ("loss", 3), ("last", 4)])
+def test_the_lower_loss_and_then_the_first_of_equals_wins(select: str, epoch: int) -> None:
     method = make_method(f"method.select={select}")
     fit(method, "trainer.max_epochs=4")
     [best] = method.best.best

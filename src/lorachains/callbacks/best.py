@@ -21,13 +21,13 @@ class Best:
     """One adapter's best moment.
 
     Attributes:
-        score: the criterion then; higher is better.
+        score: the criterion then, and what decides between equal ones; higher is better.
         step: the optimizer steps done by then.
         live: its live link.
         summary: its validation metrics.
     """
 
-    score: float
+    score: tuple[float, ...]
     step: int
     live: LiveLink
     summary: dict[str, float]
@@ -37,7 +37,8 @@ class BestEpoch(L.Callback):
     """Remembers each adapter as it was when its validation was best. The first of equals wins.
 
     Args:
-        select: "metric" (higher is better), "loss" (lower is better), or "last" (the latest is best).
+        select: "metric" (higher is better; of equal ones, the one with the lower loss), "loss" (lower is better), or
+            "last" (the latest is best).
 
     Attributes:
         best: each adapter's best moment so far.
@@ -59,7 +60,8 @@ class BestEpoch(L.Callback):
             return
         self.validated = step = trainer.global_step
         for expert, summary in enumerate(pl_module.adapter_summaries("val")):
-            score = {"metric": summary[pl_module.score_name()], "loss": -summary["loss"], "last": step}[self.select]
+            loss, metric = summary["loss"], summary[pl_module.score_name()]
+            score = {"metric": (metric, -loss), "loss": (-loss,), "last": (float(step),)}[self.select]
             if expert == len(self.best) or score > self.best[expert].score:
                 self.best[expert : expert + 1] = [Best(score, step, pl_module.chain.live_link(expert), summary)]
 
@@ -71,5 +73,8 @@ class BestEpoch(L.Callback):
         return {"best": [asdict(best) for best in self.best], "validated": self.validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = [Best(**{**best, "live": LiveLink(**best["live"])}) for best in state_dict["best"]]
+        self.best = [
+            Best(tuple(best["score"]), best["step"], LiveLink(**best["live"]), best["summary"])
+            for best in state_dict["best"]
+        ]
         self.validated = state_dict["validated"]

@@ -1,9 +1,12 @@
 """The run's one checkpoint: adapters, ledger, optimizer and loop state, a few megabytes, replaced as it goes."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+
+log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(L.Callback):
@@ -32,6 +35,11 @@ class LastCheckpoint(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = trainer.global_step
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            kept = f"resume=true goes on after step {self._saved}" if self.path.is_file() else "no checkpoint yet"
+            log.warning("interrupted after optimizer step %d: %s", trainer.global_step, kept)
 
     def _save(self, trainer: L.Trainer) -> None:
         self._saved = trainer.global_step

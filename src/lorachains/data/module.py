@@ -103,6 +103,20 @@ class TaskDataModule(LightningDataModule):
             for row in encode(self.tokenizer, getattr(splits, split), index, self.max_length)
         ]
 
+    def check_fits(self, positions: int | None) -> None:
+        """Raises `LorachainsError` where a text, with its generated answer, is longer than what the model can read.
+
+        Args:
+            positions: the model's longest text in tokens; `None` where it knows no limit.
+        """
+        rows = [row for split in self._rows.values() for row in split]
+        longest = max(row.length if row.prompt is None else row.length + self.max_new_tokens for row in rows)
+        if positions is not None and longest > positions:
+            raise LorachainsError(
+                f"the longest text has {longest} tokens, with what may be generated, but the model reads {positions}: "
+                f"set data.max_length={max(1, positions - self.max_new_tokens)}"
+            )
+
     def _report(self, split: str, rows: list[Encoded]) -> None:
         self.counts[split] = {
             task.name: len(getattr(s, split)) for task, s in zip(self.tasks, self.splits, strict=True)
