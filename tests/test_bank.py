@@ -185,6 +185,14 @@ def test_several_adapters_need_a_route() -> None:
         model(inputs(1))
 
 
+def test_the_output_layer_cannot_tell_adapters_apart() -> None:
+    """It sees the answer tokens only, of all rows in one; one adapter doesn't mind."""
+    targets = config("llama", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(LorachainsError, match=r"takes in the output layer, .* can't tell 2 adapters apart"):
+        Chain(tiny_model("llama"), targets, seeds=[0, 1])
+    assert "lm_head" in Chain(tiny_model("llama"), targets).banks
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -1,10 +1,14 @@
 """Lightning's Trainer, with an end after so many optimizer steps that a resumed run reaches too."""
 
+import warnings
 from typing import Any
 
 import lightning as L
 
 from lorachains.errors import LorachainsError
+
+
+warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13; nothing a user can mend
 
 
 class StopAfter(L.Callback):

@@ -178,12 +178,6 @@ def test_each_adapter_answers_its_own_task() -> None:
     assert changed == {p.source for p in method.predictions["val"] if p.task == "two"}
 
 
-def test_several_adapters_on_the_output_layer_are_refused() -> None:
-    """The output layer sees the answer tokens only, of all rows in one."""
-    with pytest.raises(LorachainsError, match=r"takes in the output layer, .* can't tell 2 adapters apart"):
-        make_method("adapter.target_modules=[q_proj,lm_head]", names=["one", "two"])
-
-
 def test_divergence_is_one_clear_error() -> None:
     with pytest.raises(LorachainsError, match=r"training has diverged; lower optim.lr \(1000000.0\)"):
         fit(make_method("optim=sgd", "optim.lr=1e6"))

@@ -111,6 +111,7 @@ class Lora(L.LightningModule):
         return optimizer
 
     def on_fit_start(self) -> None:
+        self.data.check_fits(getattr(self.model.config, "max_position_embeddings", None))
         self.model.train()  # `from_pretrained` leaves it in evaluation mode, and so would Lightning: without dropout
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
