@@ -99,7 +99,7 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[
             loss = sum(p.loss * p.tokens for p in mine) / answer_tokens
             parts[task.name] = {task.metric: fmean(p.score for p in mine), "loss": loss}
     overall = {
-        metric_name(tasks): fmean(_score(part) for part in parts.values()),
+        metric_name(tasks): fmean(score_of(part) for part in parts.values()),
         "loss": fmean(p["loss"] for p in parts.values()),
     }
     if len(tasks) == 1:
@@ -113,8 +113,9 @@ def metric_name(tasks: Sequence[Task]) -> str:
     return names.pop() if len(names) == 1 else "score"
 
 
-def _score(part: dict[str, float]) -> float:
-    return next(value for key, value in part.items() if key != "loss")
+def score_of(summary: dict[str, float]) -> float:
+    """The one number of a `summarise` of which more is better: its first metric, over all tasks."""
+    return next(value for key, value in summary.items() if key != "loss")
 
 
 def _prediction(example: Example, task: Task, text: str, scores: list[float], gold: int, tokens: int) -> Prediction:

@@ -21,8 +21,11 @@ def reset_peak() -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes since `reset_peak`: the CUDA allocator's peak, or the largest resident set where Linux tells it."""
+    """Bytes since `reset_peak`: the most that was asked of the CUDA allocator, or the largest resident set on Linux.
+
+    What was asked for, since the allocator's own blocks are up to 1 MiB larger each, by chance of what was free.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return int(torch.cuda.memory_stats(device)["requested_bytes.all.peak"])
     found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
     return int(found[1]) * 1024 if found else None

@@ -46,15 +46,22 @@ class Session:
         Returns:
             The metrics, flat: `<split>/<metric>` at the best epoch, `<split>_last/…` at the last.
         """
-        best, chain = self.method.best, self.method.chain
-        self.links = len(chain.ranks) + 1
+        best = self.method.best
+        self.links = len(self.method.chain.ranks) + 1
         last = self._test()
         best.restore(self.method)
-        at_best = last if best.best[0].step == self.trainer.global_step else self._test()
+        at_best = last if all(b.step == self.trainer.global_step for b in best.best) else self._test()
         self.folder.write_predictions(self.method.predictions["test"])
-        save_adapter(chain, self.folder.adapter, self.method.base.name, self.fingerprint)
         metrics = {f"test/{k}": v for k, v in at_best.items()} | {f"test_last/{k}": v for k, v in last.items()}
-        metrics |= {f"val/{k}": v for k, v in best.best[0].summary.items()} | self._costs()
+        for expert, (name, moment) in enumerate(zip(self.method.names, best.best, strict=True)):
+            alone = len(self.method.names) == 1
+            folder = self.folder.adapter if alone else self.folder.path / "adapters" / name
+            save_adapter(self.method.chain, folder, self.method.base.name, self.fingerprint, expert)
+            of = "" if alone else f"{name}/"
+            metrics |= {f"val/{of}{k}": v for k, v in moment.summary.items()} | {
+                f"best/{of}optimizer_step": moment.step
+            }
+        metrics |= self._costs()
         self.logger.log_metrics(metrics, step=self.trainer.global_step)
         self.folder.write_metrics(metrics)
         return metrics
@@ -67,7 +74,6 @@ class Session:
         peak = peak_memory(self.method.device)
         memory = {} if peak is None else {"run/peak_memory_bytes": peak}
         return memory | {
-            "best/optimizer_step": self.method.best.best[0].step,
             "train/optimizer_steps": self.trainer.global_step,
             "train/tokens": self.throughput.tokens,
             "train/seconds": self.throughput.seconds,

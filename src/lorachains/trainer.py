@@ -7,7 +7,6 @@ import lightning as L
 
 from lorachains.errors import LorachainsError
 
-
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13; nothing a user can mend
 
 

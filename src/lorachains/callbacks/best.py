@@ -11,6 +11,7 @@ import lightning as L
 
 from lorachains.chain import LiveLink
 from lorachains.errors import LorachainsError
+from lorachains.evaluation import score_of
 
 if TYPE_CHECKING:
     from lorachains.methods.lora import Lora
@@ -60,7 +61,7 @@ class BestEpoch(L.Callback):
             return
         self.validated = step = trainer.global_step
         for expert, summary in enumerate(pl_module.adapter_summaries("val")):
-            loss, metric = summary["loss"], summary[pl_module.score_name()]
+            loss, metric = summary["loss"], score_of(summary)
             score = {"metric": (metric, -loss), "loss": (-loss,), "last": (float(step),)}[self.select]
             if expert == len(self.best) or score > self.best[expert].score:
                 self.best[expert : expert + 1] = [Best(score, step, pl_module.chain.live_link(expert), summary)]

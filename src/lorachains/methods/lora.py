@@ -1,7 +1,8 @@
 """Plain LoRA (Hu et al. 2021), and the frame of every method here: a chain of E adapters trained at once.
 
 What belongs to one adapter is a row of a vector over the bank: its loss, learning rate, gradient norm, validation score
-and best epoch. The adapters share no trainable parameter, so the sum of their losses trains each as if it were alone.
+and best epoch. The adapters share no trainable parameter, so the sum of their losses trains each as if it were alone,
+as long as each has rows in every batch (without any, an optimizer with momentum still moves it).
 """
 
 import logging
@@ -20,7 +21,7 @@ from lorachains.callbacks.best import BestEpoch
 from lorachains.chain import Chain
 from lorachains.data import EvalBatch, Task, TaskDataModule
 from lorachains.errors import LorachainsError
-from lorachains.evaluation import Prediction, metric_name, predict, summarise
+from lorachains.evaluation import Prediction, predict, summarise
 from lorachains.models import LanguageModel
 from lorachains.optim import AdapterRates, Optim, clip_per_adapter
 from lorachains.routing import HardRoute, Route
@@ -158,10 +159,6 @@ class Lora(L.LightningModule):
         if self.chain.experts == 1:
             return [summarise(self.predictions[split], self.tasks)]
         return [summarise([p for p in self.predictions[split] if p.task == t.name], [t]) for t in self.tasks]
-
-    def score_name(self) -> str:
-        """The name of the metric that a higher value of is better."""
-        return metric_name(self.tasks)
 
     def on_validation_epoch_start(self) -> None:
         self.predictions["val"] = []
