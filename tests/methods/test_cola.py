@@ -263,9 +263,10 @@ def test_the_criterion_is_the_users(select: str, tmp_path: Path) -> None:
     log = method.trainer.logger
     assert isinstance(log, Log)
     steps = [7, 14, 21]
-    criteria: dict[str, list[float]] = {
-        "metric": log.of("val/accuracy")[:3],
-        "loss": [-x for x in log.of("val/loss")[:3]],
+    low = [-loss for loss in log.of("val/loss")[:3]]
+    criteria: dict[str, list[Any]] = {
+        "metric": list(zip(log.of("val/accuracy")[:3], low, strict=True)),  # the loss decides between equal ones
+        "loss": low,
         "last": [*steps],
     }
     assert method.best.best[0].step == steps[max(range(3), key=criteria[select].__getitem__)]
