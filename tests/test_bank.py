@@ -150,11 +150,11 @@ class EightBit(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.scale = float(linear.weight.abs().max()) / 127
-        self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.scale = float(linear.weight.detach().abs().max()) / 127
+        self.register_buffer("qweight", (linear.weight.detach() / self.scale).round().to(torch.int8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale)
+        return nn.functional.linear(x, self.get_buffer("qweight").to(x.dtype) * self.scale)
 
 
 def test_anything_with_features_and_a_forward_can_be_a_base() -> None:

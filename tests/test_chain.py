@@ -235,3 +235,21 @@ def test_merge_refuses_what_it_cannot_do() -> None:
     tied = tiny_model("gpt2")  # its head is its embedding
     with pytest.raises(LorachainsError, match="lm_head: its weight is shared"):
         Chain(tied, config("gpt2", target_modules=["lm_head"])).check_mergeable()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loading_twice_is_loading_once(mode: Mode) -> None:
+    chain = tied_chain("llama", torch.float64, mode)
+    x = inputs(3)
+    before, state = chain.model(x).logits, chain.state_dict()
+    chain.load_state_dict(state)
+    assert torch.equal(chain.model(x).logits, before)
+    chain.load_state_dict(Chain(tiny_model("llama", torch.float64), config("llama")).state_dict())
+    assert torch.equal(chain.model(x).logits, tiny_model("llama", torch.float64).eval()(x).logits)
+
+
+@pytest.mark.parametrize(("first", "second"), [("ledger", "merge"), ("merge", "ledger")])
+def test_a_chain_is_tied_in_one_mode(first: Mode, second: Mode) -> None:
+    chain = tied_chain("llama", torch.float64, first, (4, 2))
+    with pytest.raises(LorachainsError, match="a chain is tied in one mode"):
+        chain.tie(50, second)

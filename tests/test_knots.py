@@ -25,7 +25,6 @@ from lorachains.knots import AtEpochs, AtSteps, Even, Every, Knots
         (AtSteps(steps=[7, 7, 3]), 50, 10, [3, 7]),
         (Every(n_steps=15), 50, 10, [15, 30, 45]),
         (Every(n_steps=25), 50, 10, [25]),  # none at the end
-        (Every(n_steps=100), 50, 10, []),
     ],
 )
 def test_plan(knots: Knots, total: int, per_epoch: int, steps: list[int]) -> None:
@@ -51,6 +50,7 @@ def test_even_links_differ_by_one_step_at_most(links: int, total: int) -> None:
         (Even(links=60), "knot after optimizer step|leave a step"),
         (Even(links=0), "knots.links is 0"),
         (Even(links=7, unit="epoch"), "knots.unit=epoch can't split 5 epochs into 7 links"),
+        (Every(n_steps=50), r"knots\.n_steps is 50, but the run has 50 optimizer steps and so no knot"),
         (Every(n_steps=0), "knots.n_steps is 0"),
         (Even(links=3, ranks=[8, 4]), "knots.ranks gives 2 ranks for a chain of 3 links"),
     ],

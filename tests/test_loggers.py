@@ -45,3 +45,13 @@ def test_each_wandb_run_is_finished_and_its_own(tmp_path: Path) -> None:
         assert ids[-1] in folder.name
         assert any(file.stat().st_size > 0 for file in folder.glob("*.wandb"))
     assert len(set(ids)) == 2
+
+
+def test_without_a_login_a_run_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    logger = wandb_logger(str(tmp_path), "test", group="sweep", tags=[])
+    with finishing(logger, {}):
+        assert logger.experiment.offline

@@ -152,3 +152,9 @@ def test_warmup_rises_to_the_peak_and_never_stands_still() -> None:
 def test_bad_recipes_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(LorachainsError, match=message):
         Optim(**({"lr": 1e-3, "optimizer": torch.optim.AdamW} | fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factory", [torch.optim.Adafactor, torch.optim.LBFGS, partial(torch.optim.Muon, lr=1.0)])
+def test_optimizers_that_mix_adapters_are_refused(factory: Any) -> None:
+    with pytest.raises(LorachainsError, match=r"optim\.optimizer (does not step each element|can't make a plain step)"):
+        Optim(1e-3, factory)

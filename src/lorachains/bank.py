@@ -9,6 +9,7 @@ factors themselves are kept in float32 (float64 over a float64 base), as autocas
 """
 
 import math
+from itertools import chain
 from typing import Any
 
 import torch
@@ -50,9 +51,9 @@ class LoraBank(nn.Module):
         self.routing = routing
         self.merged = False
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        weight: Tensor = self.base_layer.weight
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        empty = torch.empty(experts, 0, self.in_features, dtype=dtype, device=weight.device)
+        some: Tensor = next(chain(base_layer.parameters(), base_layer.buffers()))
+        dtype = torch.float64 if some.dtype == torch.float64 else torch.float32
+        empty = torch.empty(experts, 0, self.in_features, dtype=dtype, device=some.device)
         self.lora_A = nn.Parameter(empty)
         self.lora_B = nn.Parameter(empty.new_empty(experts, self.out_features, 0))
         self.lora_bias = nn.Parameter(empty.new_zeros(experts, self.out_features)) if bias else None
@@ -140,6 +141,28 @@ class LoraBank(nn.Module):
             bias.copy_(bias.to(update.dtype) + self.ledger_bias[0, link])
         return float((exact - weight).square().sum()), float(update.square().sum())
 
+    def own_tensors(self) -> dict[str, Tensor]:
+        """What was trained, and the ledger; nothing of the base."""
+        return {name: tensor.detach() for name in FIXED_SIZES if (tensor := getattr(self, name)) is not None}
+
+    def take(self, name: str, given: Tensor) -> None:
+        """Puts a saved tensor in place.
+
+        Raises:
+            LorachainsError: it differs in another size than a rank's or the ledger's.
+        """
+        mine = getattr(self, name)
+        if given.dim() != mine.dim() or any(given.shape[d] != mine.shape[d] for d in FIXED_SIZES[name]):
+            raise LorachainsError(
+                f"the checkpoint's {name} has the shape {tuple(given.shape)}, this run's {tuple(mine.shape)}: "
+                "it is of another model"
+            )
+        value = given.to(mine.device, mine.dtype, copy=True)
+        if isinstance(mine, nn.Parameter):
+            mine.data = value
+        else:
+            setattr(self, name, value)
+
     def why_not_mergeable(self) -> str | None:
         """What keeps a link from being merged into this layer's weight; `None` if nothing does."""
         if not isinstance(self.base_layer, nn.Linear | Conv1D) or not self.base_layer.weight.is_floating_point():
@@ -147,6 +170,13 @@ class LoraBank(nn.Module):
         if self.lora_bias is not None and self.base_layer.bias is None:
             return "adapter.lora_bias needs a bias in the base layer to merge into"
         return None
+
+
+FIXED_SIZES = {
+    "lora_A": (0, 2), "lora_B": (0, 1), "lora_bias": (0, 1), "scaling": (0, 1),
+    "ledger_A": (0, 2), "ledger_B": (0, 1), "ledger_scale": (0,), "ledger_bias": (0, 2),
+}  # fmt: skip
+"""A bank's own tensors, and which of their dimensions are neither a rank nor a number of links."""
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:

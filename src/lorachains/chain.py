@@ -34,13 +34,13 @@ class Chain:
     Args:
         model: its targeted layers are replaced by banks, in place.
         config: the adapters' PEFT config.
-        seeds: one for each adapter. Adapter e's k-th `A` depends on `seeds[e]` and k alone, so it is the same whatever
-            the other adapters are.
+        seeds: one for each adapter. Adapter e's k-th `A` depends on `seeds[e]`, k and the layers' sizes, so it is the
+            same whatever the other adapters are.
 
     Attributes:
         banks: the banks by layer name.
         ranks: the ranks of the tied links.
-        knots: the optimizer step before which each link was tied.
+        knots: the number of optimizer steps done when each link was tied.
 
     Raises:
         LorachainsError: the config asks for what a bank can't do, or targets nothing.
@@ -89,7 +89,8 @@ class Chain:
         Args:
             rank: the new link's, the config's by default.
             scale: its scaling, by default the config's alpha over `rank` (or over its root).
-            first: whether `A` is drawn as the first link's was, `A_0` of Algorithm 1, rather than afresh (§3.2).
+            first: whether `A` is drawn as the first link's was, `A_0` of Algorithm 1, rather than afresh (§3.2). With
+                another rank it can't be the same.
         """
         rank = rank or self.config.r
         link = 0 if first else len(self.ranks)
@@ -113,8 +114,11 @@ class Chain:
             The share of the link's update that the base's precision lost, `‖lost‖ / ‖ΔW‖`: 0 in ledger mode.
 
         Raises:
-            LorachainsError: merge mode over several adapters, or a layer that can't be merged into.
+            LorachainsError: merge mode over several adapters, a layer that can't be merged into, or another mode than
+                that of the links before.
         """
+        if self.ranks and self.merged != (mode == "merge"):
+            raise LorachainsError(f"a chain is tied in one mode: it has links in another than knots.mode={mode}")
         if mode == "merge":
             self.check_mergeable()
             self._keep_original()
@@ -136,8 +140,10 @@ class Chain:
             for parameter in module.parameters(recurse=False):
                 owners[id(parameter)] = owners.get(id(parameter), 0) + 1
         for name, bank in self.banks.items():
-            tied = owners[id(bank.base_layer.weight)] > 1
-            if why := bank.why_not_mergeable() or ("its weight is shared with another layer" if tied else None):
+            why = bank.why_not_mergeable()
+            if why is None and owners[id(bank.base_layer.weight)] > 1:
+                why = "its weight is shared with another layer"
+            if why:
                 raise LorachainsError(f"knots.mode=merge can't merge into {name}: {why}: {remedy}")
 
     def rewind(self, links: int) -> None:
@@ -186,7 +192,7 @@ class Chain:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that was trained, and the ledger; nothing of the base. Flat: `<layer>.<tensor>`."""
-        tensors = {f"{n}.{k}": v for n, bank in self.banks.items() for k, v in _own_tensors(bank).items()}
+        tensors = {f"{n}.{k}": v for n, bank in self.banks.items() for k, v in bank.own_tensors().items()}
         record = {
             "ranks": torch.tensor(self.ranks),
             "knots": torch.tensor(self.knots),
@@ -200,15 +206,16 @@ class Chain:
         Raises:
             LorachainsError: the state is of a chain over other layers, or of other sizes.
         """
-        expected = {f"{n}.{k}" for n, bank in self.banks.items() for k in _own_tensors(bank)}
+        expected = {f"{n}.{k}" for n, bank in self.banks.items() for k in bank.own_tensors()}
         if differing := expected ^ {key for key in state if not key.startswith("chain.")}:
             raise LorachainsError(
                 f"the checkpoint is of other layers than this run's: {sorted(differing)[0]} is in one only"
             )
         self.ranks, self.knots = state["chain.ranks"].tolist(), state["chain.knots"].tolist()
         for name, bank in self.banks.items():
-            for key, mine in _own_tensors(bank).items():
-                _take(bank, key, mine, state[f"{name}.{key}"])
+            for key in bank.own_tensors():
+                bank.take(key, state[f"{name}.{key}"])
+        self._restore_original()
         if bool(state["chain.merged"]):
             self._keep_original()
             for link in range(len(self.ranks)):
@@ -241,31 +248,3 @@ class Chain:
             if bias is not None:
                 layer.bias.copy_(bias)
             self.banks[name].merged = False
-
-
-def _own_tensors(bank: LoraBank) -> dict[str, Tensor]:
-    names = ("lora_A", "lora_B", "lora_bias", "scaling", "ledger_A", "ledger_B", "ledger_scale", "ledger_bias")
-    return {name: tensor.detach() for name in names if (tensor := getattr(bank, name)) is not None}
-
-
-def _take(bank: LoraBank, key: str, mine: Tensor, given: Tensor) -> None:
-    """Puts a saved tensor in place; only the rank dimensions (and the ledger's) may differ in size."""
-    fixed = {
-        "lora_A": (0, 2),
-        "lora_B": (0, 1),
-        "ledger_A": (0, 2),
-        "ledger_B": (0, 1),
-        "ledger_scale": (0,),
-        "ledger_bias": (0, 2),
-    }
-    dims = fixed.get(key, tuple(range(mine.dim())))
-    if given.dim() != mine.dim() or any(given.shape[d] != mine.shape[d] for d in dims):
-        raise LorachainsError(
-            f"the checkpoint's {key} has the shape {tuple(given.shape)}, this run's {tuple(mine.shape)}: "
-            "it is of another model"
-        )
-    value = given.to(mine.device, mine.dtype, copy=True)
-    if isinstance(getattr(bank, key), nn.Parameter):
-        getattr(bank, key).data = value
-    else:
-        setattr(bank, key, value)

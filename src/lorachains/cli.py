@@ -78,9 +78,9 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         LorachainsError: names the setting, its value, and what is expected.
     """
-    for key, least in (("seed", 0), ("checkpoint_every", 1)):
-        if type(cfg[key]) is not int or cfg[key] < least:
-            raise LorachainsError(f"{key} is {cfg[key]!r}: give a whole number, {least} or more")
+    for key, least, most in (("seed", 0, 2**32 - 1), ("checkpoint_every", 1, sys.maxsize)):
+        if type(cfg[key]) is not int or not least <= cfg[key] <= most:
+            raise LorachainsError(f"{key} is {cfg[key]!r}: give a whole number from {least} to {most}")
     for key in ("resume", "overwrite"):
         if not isinstance(cfg[key], bool):
             raise LorachainsError(f"{key} is {cfg[key]!r}: give true or false")

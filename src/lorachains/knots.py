@@ -1,6 +1,7 @@
 """When to tie a knot, and how: the schedules of config group `knots` (COLA §3.2, §6.2; Algorithm 1's τ).
 
-A knot at τ is tied when τ optimizer steps are done, before the next one. Link i is trained between knots i-1 and i.
+A knot at τ is tied when τ optimizer steps are done, before the next one; Algorithm 1, whose iterations count from 1,
+says τ + 1 for the same moment. Link i is trained between knots i-1 and i.
 """
 
 from collections.abc import Sequence
@@ -56,8 +57,10 @@ class Knots:
         _check_whole_numbers("ranks", self.ranks or [])
         if self.ranks is not None and any(rank < 1 for rank in self.ranks):
             raise LorachainsError(f"knots.ranks is {list(self.ranks)}: give ranks of at least 1")
-        if self.warmup < 0:
-            raise LorachainsError(f"knots.warmup is {self.warmup}: give a number of optimizer steps, 0 or more")
+        if type(self.warmup) is not int or self.warmup < 0:
+            raise LorachainsError(f"knots.warmup is {self.warmup!r}: give a number of optimizer steps, 0 or more")
+        if self.tolerance is not None and not isinstance(self.tolerance, int | float):
+            raise LorachainsError(f"knots.tolerance is {self.tolerance!r}: give a number, or null")
 
     def positions(self, total: int, per_epoch: int) -> list[int]:
         """The optimizer steps after which knots are tied, ascending, each in `[1, total - 1]`.
@@ -132,7 +135,7 @@ class AtEpochs(Knots):
 
 @dataclass(frozen=True, kw_only=True)
 class AtSteps(Knots):
-    """Knots after the given numbers of optimizer steps, Algorithm 1's τ."""
+    """Knots after the given numbers of optimizer steps."""
 
     steps: Sequence[int] = field(default_factory=list)
 
@@ -150,6 +153,11 @@ class Every(Knots):
     def positions(self, total: int, per_epoch: int) -> list[int]:
         if type(self.n_steps) is not int or self.n_steps < 1:
             raise LorachainsError(f"knots.n_steps is {self.n_steps!r}: give at least 1 optimizer step")
+        if self.n_steps >= total:
+            raise LorachainsError(
+                f"knots.n_steps is {self.n_steps}, but the run has {total} optimizer steps and so no knot: "
+                "lower it, train longer, or use knots=none"
+            )
         return list(range(self.n_steps, total, self.n_steps))
 
 

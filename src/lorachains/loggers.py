@@ -1,5 +1,6 @@
 """Loggers, opened with a run and always closed with it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,10 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 
 def wandb_logger(save_dir: str, project: str, group: str, tags: list[str], **kwargs: Any) -> WandbLogger:
-    """A W&B run named after the run folder: online if the user is logged in (or WANDB_MODE says so), else offline."""
+    """A W&B run named after the run folder: as WANDB_MODE says, else online if the user is logged in, else offline."""
     import wandb
 
-    offline = wandb.setup().settings.mode not in ("online", "shared") and wandb.api.api_key is None
+    offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
     return WandbLogger(
         name=Path(save_dir).name, save_dir=save_dir, project=project, group=group, tags=tags, offline=offline, **kwargs
     )

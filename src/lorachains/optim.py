@@ -27,11 +27,12 @@ class Optim:
     Args:
         lr: the peak learning rate, one for all adapters or one for each.
         optimizer: makes a torch optimizer of parameters, at any learning rate (it is set to 1).
-        schedule: "linear" to zero over its span (the paper's, App. A.1), "cosine" to zero, or "constant".
+        schedule: "linear" to zero over its span (the paper's, App. A.1), "cosine" to zero, "constant".
         warmup: optimizer steps over which the rate rises linearly to its peak, the first one not at zero.
 
     Raises:
-        LorachainsError: a rate that is not positive, an unknown schedule or a negative warm-up.
+        LorachainsError: a rate that is not positive, an unknown schedule, a negative warm-up, or an optimizer whose
+            step is not elementwise or not linear in its learning rate.
     """
 
     lr: float | Sequence[float]
@@ -46,6 +47,7 @@ class Optim:
             raise LorachainsError(f"optim.schedule is {self.schedule!r}: choose linear, cosine or constant")
         if type(self.warmup) is not int or self.warmup < 0:
             raise LorachainsError(f"optim.warmup is {self.warmup!r}: give a number of optimizer steps, 0 or more")
+        _check_elementwise(self.optimizer)
 
     def peak(self) -> list[float]:
         """The peak rates as a list, of one item if all adapters share it."""
@@ -79,6 +81,29 @@ def rate_one(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         group["lr"] = 1.0
     return optimizer
+
+
+def _check_elementwise(factory: OptimizerFactory) -> None:
+    """Raises a LorachainsError unless one adapter's step is its own, and half as long at half the rate."""
+
+    def step(rate: float, other: float) -> Tensor:
+        parameter = nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
+        parameter.grad = torch.tensor([[0.1, -0.2, 0.3], [0.4 * other, 0.5, -0.6 * other]], dtype=torch.float64)
+        optimizer = factory([parameter])
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        return parameter.detach()[0] - 1
+
+    try:
+        whole, half, beside_another = step(1.0, 1.0), step(0.5, 1.0), step(1.0, 7.0)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LorachainsError(f"optim.optimizer can't make a plain step ({error}): choose another") from error
+    if not (torch.allclose(whole, 2 * half, rtol=1e-5) and torch.allclose(whole, beside_another, rtol=1e-5)):
+        raise LorachainsError(
+            "optim.optimizer does not step each element by itself in proportion to its learning rate, so that adapters "
+            "can't have rates of their own: choose one as AdamW, SGD, Adagrad or RMSprop"
+        )
 
 
 class AdapterRates:

@@ -11,28 +11,29 @@ from statistics import mean, stdev
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lorachains.errors import LorachainsError
-from lorachains.run_folder import RunFolder
+from lorachains.run_folder import RunFolder, flat
 
 log = logging.getLogger(__name__)
 
 
+SEEDS = ("seed", "data.seed", "data.order_seed", "method.seed")
+"""What runs of one group may differ in."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """A finished run: what was trained on what, and what came out."""
+    """A finished run: what was trained on what, with which settings, and what came out."""
 
     model: str
     task: str
     method: str
+    settings: dict[str, Any]
     metrics: dict[str, Any]
-
-    @property
-    def group(self) -> tuple[str, str, str, int]:
-        """Runs of one group differ in their seed and hyper-parameters only."""
-        return self.model, self.task, self.method, self.metrics["train/links"]
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -41,25 +42,24 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     for path in sorted(file.parent for folder in folders for file in folder.rglob("metrics.json")):
         try:
             runs.append(_read(RunFolder(path)))
-        except (LorachainsError, OSError, KeyError) as error:
-            log.warning("left out %s: %s", path, error)
+        except (LorachainsError, OSError, KeyError, OmegaConfBaseException) as error:
+            log.warning("left out %s: %s", path, next(iter(str(error).splitlines()), type(error).__name__))
     return runs
 
 
 def table(runs: Sequence[Run]) -> Table:
-    """Mean ± standard deviation over each group's runs, at the best epoch and at the last."""
-    groups: dict[tuple[str, str, str, int], list[Run]] = defaultdict(list)
+    """Mean ± standard deviation over runs that differ in their seeds alone, at the best epoch and at the last."""
+    wide = Column("settings", overflow="fold")
+    result = Table("model", "task", "method", wide, "links", "runs", "metric", "best epoch", "last epoch", "seconds")
+    kinds: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        groups[run.group].append(run)
-    result = Table(
-        "model", "task", "method", "links", "runs", "metric", "test, best epoch", "test, last epoch", "seconds"
-    )
-    for (model, task, method, links), members in sorted(groups.items()):
-        metric = next(key for key in members[0].metrics if key.startswith("test/")).removeprefix("test/")
-        columns = [f"test/{metric}", f"test_last/{metric}"]
-        scores = [spread([100 * run.metrics[column] for run in members]) for column in columns]
-        seconds = spread([run.metrics["run/seconds"] for run in members])
-        result.add_row(model, task, method, str(links), str(len(members)), f"{metric} %", *scores, seconds)
+        kinds[run.model, run.task, run.method].append(run)
+    for kind, members in sorted(kinds.items()):
+        groups: dict[str, list[Run]] = defaultdict(list)
+        for run in members:
+            groups[_differing(run, members)].append(run)
+        for settings, group in sorted(groups.items()):
+            result.add_row(*kind, settings, *_cells(group))
     return result
 
 
@@ -68,11 +68,31 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
+def _cells(group: list[Run]) -> list[str]:
+    metric = next(key for key in group[0].metrics if key.startswith("test/")).removeprefix("test/")
+    scores = [spread([100 * run.metrics[f"{split}/{metric}"] for run in group]) for split in ("test", "test_last")]
+    seconds = spread([run.metrics["run/seconds"] for run in group])
+    return [str(group[0].metrics["train/links"]), str(len(group)), f"test {metric} %", *scores, seconds]
+
+
+def _differing(run: Run, others: list[Run]) -> str:
+    """The run's settings that are not the same in all of the others, seeds apart."""
+    return " ".join(
+        f"{key}={value}"
+        for key, value in sorted(run.settings.items())
+        if key not in SEEDS and not key.startswith("method.") and any(o.settings.get(key) != value for o in others)
+    )
+
+
 def _read(folder: RunFolder) -> Run:
     config: Any = OmegaConf.load(folder.config)
+    metrics = folder.read_metrics()
+    if missing := {"train/links", "run/seconds"} - metrics.keys():
+        raise LorachainsError(f"metrics.json has no {min(missing)}")
     method = config.method["_target_"].rsplit(".", 1)[-1].lower()
     tasks = config.data.tasks or [config.data.task]
-    return Run(config.model.get("name", "tiny").rsplit("/", 1)[-1], "+".join(tasks), method, folder.read_metrics())
+    settings = flat(OmegaConf.to_container(config))
+    return Run(config.model.get("name", "tiny").rsplit("/", 1)[-1], "+".join(tasks), method, settings, metrics)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -63,10 +63,10 @@ class RunFolder:
             The checkpoint to go on from, or `None` to start from the beginning.
 
         Raises:
-            LorachainsError: the folder holds a run that is neither to be resumed nor overwritten, or one with other
-                settings than the one to be resumed, or its checkpoint can't be read.
+            LorachainsError: the folder holds results or a checkpoint that are neither to be resumed nor overwritten, or
+                a run with other settings than the one to be resumed, or its checkpoint can't be read.
         """
-        if self.config.is_file() and not resume and not overwrite:
+        if (self.metrics.is_file() or self.checkpoint.is_file()) and not resume and not overwrite:
             raise LorachainsError(
                 f"{self.path} already holds {'a finished' if self.metrics.is_file() else 'an unfinished'} run: "
                 "add resume=true to go on with it, overwrite=true to start afresh, or choose another hydra.run.dir"
@@ -112,7 +112,7 @@ class RunFolder:
         _write_whole(self.predictions, "".join(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in predictions))
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
-        before, now = (_flat(OmegaConf.to_container(OmegaConf.load(self.config))), _flat(settings))
+        before, now = (flat(OmegaConf.to_container(OmegaConf.load(self.config))), flat(settings))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 raise LorachainsError(
@@ -135,11 +135,12 @@ def check_readable(checkpoint: Path) -> None:
         ) from error
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as one level of dotted keys."""
     if not isinstance(node, Mapping):
         return {prefix: node}
     return {
-        k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+        k: v for key, value in node.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
 
 

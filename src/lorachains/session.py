@@ -1,7 +1,5 @@
 """A run, from fit to the files in its folder: what `train.py` schedules."""
 
-import logging
-import time
 from pathlib import Path
 
 import lightning as L
@@ -9,13 +7,12 @@ from lightning.pytorch.loggers import Logger
 
 from lorachains.callbacks.checkpoint import LastCheckpoint
 from lorachains.callbacks.progress import Progress, Throughput
+from lorachains.evaluation import summarise
 from lorachains.memory import peak_memory
 from lorachains.methods import Lora
 from lorachains.models import fingerprint
 from lorachains.peft_format import save_adapter
 from lorachains.run_folder import RunFolder
-
-log = logging.getLogger(__name__)
 
 
 class Session:
@@ -31,7 +28,7 @@ class Session:
         self.fingerprint = fingerprint(method.model)  # before training: a merge changes the weights
         self.throughput = Throughput()
         self.callbacks: list[L.Callback] = [self.throughput, Progress(), LastCheckpoint(folder.checkpoint, every)]
-        self.started = time.perf_counter()
+        self.links = 0
 
     def fit(self, trainer: L.Trainer, checkpoint: Path | None) -> None:
         """Trains to the end, from the checkpoint if there is one; validates the last step if no epoch ended there."""
@@ -67,8 +64,8 @@ class Session:
         return metrics
 
     def _test(self) -> dict[str, float]:
-        [result] = self.trainer.test(self.method, self.data, verbose=False)
-        return {key.removeprefix("test/"): value for key, value in result.items()}
+        self.trainer.test(self.method, self.data, verbose=False)
+        return summarise(self.method.predictions["test"], self.method.tasks)
 
     def _costs(self) -> dict[str, float]:
         peak = peak_memory(self.method.device)
@@ -78,7 +75,7 @@ class Session:
             "train/tokens": self.throughput.tokens,
             "train/seconds": self.throughput.seconds,
             "train/tokens_per_second": self.throughput.tokens / max(self.throughput.seconds, 1e-9),
-            "run/seconds": time.perf_counter() - self.started,
+            "run/seconds": self.throughput.run_seconds(),
             "adapter/trainable_parameters": sum(p.numel() for p in self.method.chain.parameters()),
             "adapter/rank": sum(self.method.chain.ranks) + self.method.chain.rank,
             "train/links": self.links,

@@ -1,6 +1,7 @@
 """Lightning's Trainer, with an end after so many optimizer steps that a resumed run reaches too."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -64,8 +65,14 @@ def _check(settings: dict[str, Any]) -> None:
     clip = settings.get("gradient_clip_val")
     if clip is not None and not (isinstance(clip, int | float) and clip > 0):
         raise LorachainsError(f"trainer.gradient_clip_val is {clip!r}: give a norm above 0, or null for no clipping")
-    if settings.get("devices", 1) != 1 or settings.get("num_nodes", 1) != 1:
-        raise LorachainsError(f"trainer.devices is {settings.get('devices')!r}: a run uses one device")
+    if settings.get("gradient_clip_algorithm", "norm") != "norm":
+        raise LorachainsError(f"trainer.gradient_clip_algorithm is {settings['gradient_clip_algorithm']!r}: only norm")
+    devices = settings.get("devices", 1)
+    if (
+        not (devices in (1, "1", "auto") or (isinstance(devices, Sequence) and len(devices) == 1))
+        or settings.get("num_nodes", 1) != 1
+    ):
+        raise LorachainsError(f"trainer.devices is {devices!r}: a run uses one device")
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         if settings.get(key) == 0:
             raise LorachainsError(f"trainer.{key} is 0: each split is needed, give a number above 0")

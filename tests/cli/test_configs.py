@@ -20,7 +20,7 @@ STEPS = {
 }
 """What a schedule of knots needs to fit into two optimizer steps."""
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
-RUN_AS_THEY_ARE = {"adapter", "knots", "logger", "method", "optim", "trainer"}
+RUN_AS_THEY_ARE = {"peft", "knots", "logger", "method", "optim", "trainer"}
 
 
 def options(*groups: str) -> list[tuple[str, str]]:
@@ -42,7 +42,8 @@ def test_two_steps(group: str, option: str, train: Train, tmp_path: Path) -> Non
     chain = ["method=cola", *STEPS.get(option, [])] if group == "knots" else []
     if option == "cola":
         chain = STEPS["even"]
-    done = train(*chain, f"{group}={option}", "hydra.run.dir=run")
+    place = "peft@adapter" if group == "peft" else group
+    done = train(*chain, f"{place}={option}", "hydra.run.dir=run")
     assert done.code == 0, done.err
     metrics = RunFolder(tmp_path / "run").read_metrics()
     assert metrics["train/optimizer_steps"] == 2

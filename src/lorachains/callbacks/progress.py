@@ -20,20 +20,26 @@ class Progress(RichProgressBar):
         shown.pop("v_num", None)
         if "train/tokens_per_second" in shown:
             shown["tokens/s"] = shown.pop("train/tokens_per_second")
-        return {name.removeprefix("train/"): f"{value:.3g}" for name, value in shown.items()}
+        shown.pop("val/loss", None)  # the log has it; a bar of one line has not the room
+        return {name.removeprefix("train/"): _short(value) for name, value in shown.items()}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 class Throughput(L.Callback):
-    """Counts tokens (without padding) and seconds of training, validation apart, and logs a line an epoch.
+    """Counts tokens (without padding) and seconds, over all processes of a resumed run, and logs a line an epoch.
 
     Attributes:
         tokens: trained on so far.
-        seconds: spent in training steps so far.
+        seconds: spent in training steps so far, without the validation between two epochs.
     """
 
     def __init__(self) -> None:
         self.tokens = 0
         self.seconds = 0.0
+        self._started, self._earlier = time.perf_counter(), 0.0
         self._since: float | None = None
 
     def on_train_batch_start(
@@ -61,8 +67,13 @@ class Throughput(L.Callback):
             ", ".join(f"{key} {value:.4g}" for key, value in shown.items()), self.tokens / max(self.seconds, 1e-9),
         )  # fmt: skip
 
+    def run_seconds(self) -> float:
+        """The age of the run, with that of the processes it was resumed from, up to their last checkpoints."""
+        return self._earlier + time.perf_counter() - self._started
+
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "seconds": self.seconds}
+        return {"tokens": self.tokens, "seconds": self.seconds, "run_seconds": self.run_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+        self._earlier = state_dict["run_seconds"]

@@ -100,12 +100,14 @@ class Cola(Lora):
             link, step, self.knots.mode, drift, link + 1, self.chain.rank,
         )  # fmt: skip
         dtype = self.model.dtype
-        if self.knots.mode == "merge" and dtype in (torch.bfloat16, torch.float16):
+        lossy = self.knots.mode == "merge" and dtype in (torch.bfloat16, torch.float16)
+        if lossy:
             log.warning(
                 "merging link %d into %s weights lost %.1f%% of its update: knots.mode=ledger keeps all of it, "
                 "model.dtype=float32 nearly all",
                 link, str(dtype).removeprefix("torch."), 100 * lost,
             )  # fmt: skip
+        if lossy and self.knots.tolerance is None:
             return
         tolerance = DRIFT_TOLERANCE[dtype] if self.knots.tolerance is None else self.knots.tolerance
         if not drift <= tolerance:

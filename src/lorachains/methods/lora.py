@@ -5,7 +5,6 @@ and best epoch. The adapters share no trainable parameter, so the sum of their l
 as long as each has rows in every batch (without any, an optimizer with momentum still moves it).
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +26,8 @@ from lorachains.optim import AdapterRates, Optim, clip_per_adapter
 from lorachains.routing import HardRoute, Route
 from lorachains.scoring import answer_losses, mean_per_group
 
-log = logging.getLogger(__name__)
+DROPOUT_SEED = 1 << 52
+"""Keeps the seeds of dropout apart from those of the adapters' `A`."""
 
 
 class Lora(L.LightningModule):
@@ -117,7 +117,7 @@ class Lora(L.LightningModule):
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
         # The random numbers of a batch depend on the seed and its number alone, so a resumed run draws the same ones.
-        torch.manual_seed(self.seed * 1_000_003 + self.trainer.fit_loop.epoch_loop.total_batch_idx)
+        torch.manual_seed(DROPOUT_SEED + self.seed * 1_000_003 + self.trainer.fit_loop.epoch_loop.total_batch_idx)
         factor = self.rate_factor(self.trainer.global_step)
         self._rates.rates = self._peak * factor
         self.log("train/lr", self.optim.peak()[0] * factor, prog_bar=True)
