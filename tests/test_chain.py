@@ -201,7 +201,7 @@ def test_one_of_several_adapters_goes_out_and_in(tmp_path: Path) -> None:
     assert (chain.model(x).logits - other.model(x).logits).abs().max() < 1e-12
 
 
-def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chain = Chain(tiny_model("llama"), config("llama"))
     save_adapter(chain, tmp_path, "some/base", "0123")
     check_base(tmp_path, "some/base", "0123")
@@ -209,6 +209,9 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
         LorachainsError, match=r"trained on some/base \(weights 0123\), not on other/base \(weights 4567\)"
     ):
         check_base(tmp_path, "other/base", "4567")
+    (tmp_path / "base_fingerprint.txt").unlink()  # as PEFT writes adapters
+    check_base(tmp_path, "other/base", "4567")
+    assert "names some/base as its base, not other/base" in caplog.text
     with pytest.raises(LorachainsError, match="of another model or of other target_modules"):
         load_adapter(Chain(tiny_model("bloom"), config("bloom")), tmp_path)
     with pytest.raises(LorachainsError, match="has the shape"):

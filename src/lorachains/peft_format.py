@@ -4,6 +4,7 @@ A chain of M links is written as ONE ordinary adapter of rank Σ rᵢ, since
 `Σ sᵢ Bᵢ Aᵢ = [s₁B₁ … s_M B_M] · [A₁; …; A_M]`. PEFT, vLLM and whatever else reads PEFT adapters load it.
 """
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from lorachains.bank import LoraBank
 from lorachains.chain import Chain
 from lorachains.errors import LorachainsError
+
+log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -77,16 +80,20 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def check_base(folder: Path, base_name: str, base_fingerprint: str) -> None:
-    """Refuses an adapter that was trained on another base, where the adapter says on which.
+    """Refuses an adapter that was trained on other weights, and warns of one that only names another base.
 
     Raises:
         LorachainsError: names both bases.
     """
     known = folder / FINGERPRINT
+    named = read_config(folder).base_model_name_or_path
+    if not known.is_file() and named and named != base_name:
+        log.warning(
+            "%s names %s as its base, not %s: it fits only if the weights are the same", folder, named, base_name
+        )
     if known.is_file() and (was := known.read_text().strip()) != base_fingerprint:
-        trained_on = read_config(folder).base_model_name_or_path
         raise LorachainsError(
-            f"{folder} was trained on {trained_on} (weights {was}), not on {base_name} (weights {base_fingerprint}): "
+            f"{folder} was trained on {named} (weights {was}), not on {base_name} (weights {base_fingerprint}): "
             "load it with its own base"
         )
 
