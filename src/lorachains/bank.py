@@ -65,6 +65,11 @@ class LoraBank(nn.Module):
         self.train(base_layer.training)
 
     def forward(self, x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
+        """The base layer's output plus each row's links, `(rows, seq, …)` or `(rows · seq, …)`.
+
+        Raises:
+            LorachainsError: several adapters, and no route that says which one serves a row.
+        """
         route = self.routing.route
         if route is None and len(self.lora_A) > 1:
             raise LorachainsError(
