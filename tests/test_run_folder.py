@@ -113,3 +113,18 @@ def test_predictions_are_one_json_object_a_line(folder: RunFolder) -> None:
     folder.write_predictions(rows)
     lines = folder.predictions.read_text().removesuffix("\n").split("\n")
     assert [Prediction(**json.loads(line)) for line in lines] == rows
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for file in (
+        folder.metrics,
+        folder.predictions,
+        folder.checkpoint,
+        folder.adapter / "a",
+        folder.adapters / "b" / "a",
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("old")
+    folder.begin({"seed": 0}, resume=False, overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["config.yaml"]

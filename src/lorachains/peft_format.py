@@ -30,7 +30,9 @@ FINGERPRINT = "base_fingerprint.txt"
 def save_adapter(chain: Chain, folder: Path, base_name: str, base_fingerprint: str, expert: int = 0) -> None:
     """Writes one adapter's whole chain, ledger and live link, as a PEFT adapter.
 
-    A live link whose `B` is still zero adds nothing and is left out, unless it is all there is.
+    A live link whose `B` is still zero adds nothing and is left out, unless it is all there is. A chain that was merged
+    into bfloat16 weights is written as it was learned: on the original base it gives what the merge would have without
+    its rounding.
 
     Args:
         base_name: what `from_pretrained` is to load as the base (PEFT's `base_model_name_or_path`).

@@ -42,6 +42,10 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def adapters(self) -> Path:
+        return self.path / "adapters"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 
@@ -74,7 +78,7 @@ class RunFolder:
         if overwrite and not resume:
             for old in (self.metrics, self.predictions, self.config):
                 old.unlink(missing_ok=True)
-            for old in (self.adapter, self.checkpoint.parent, self.path / "csv"):
+            for old in (self.adapter, self.adapters, self.checkpoint.parent, self.path / "csv"):
                 shutil.rmtree(old, ignore_errors=True)
         if resume and self.config.is_file():
             self._check_same(settings)

@@ -28,7 +28,6 @@ class Session:
         self.fingerprint = fingerprint(method.model)  # before training: a merge changes the weights
         self.throughput = Throughput()
         self.callbacks: list[L.Callback] = [self.throughput, Progress(), LastCheckpoint(folder.checkpoint, every)]
-        self.links = 0
 
     def fit(self, trainer: L.Trainer, checkpoint: Path | None) -> None:
         """Trains to the end, from the checkpoint if there is one; validates the last step if no epoch ended there."""
@@ -44,7 +43,7 @@ class Session:
             The metrics, flat: `<split>/<metric>` at the best epoch, `<split>_last/…` at the last.
         """
         best = self.method.best
-        self.links = len(self.method.chain.ranks) + 1
+        links = len(self.method.chain.ranks) + 1  # before the best epoch takes some back
         last = self._test()
         best.restore(self.method)
         at_best = last if all(b.step == self.trainer.global_step for b in best.best) else self._test()
@@ -52,13 +51,13 @@ class Session:
         metrics = {f"test/{k}": v for k, v in at_best.items()} | {f"test_last/{k}": v for k, v in last.items()}
         for expert, (name, moment) in enumerate(zip(self.method.names, best.best, strict=True)):
             alone = len(self.method.names) == 1
-            folder = self.folder.adapter if alone else self.folder.path / "adapters" / name
+            folder = self.folder.adapter if alone else self.folder.adapters / name
             save_adapter(self.method.chain, folder, self.method.base.name, self.fingerprint, expert)
             of = "" if alone else f"{name}/"
             metrics |= {f"val/{of}{k}": v for k, v in moment.summary.items()} | {
                 f"best/{of}optimizer_step": moment.step
             }
-        metrics |= self._costs()
+        metrics |= self._costs() | {"train/links": links}
         self.logger.log_metrics(metrics, step=self.trainer.global_step)
         self.folder.write_metrics(metrics)
         return metrics
@@ -78,5 +77,4 @@ class Session:
             "run/seconds": self.throughput.run_seconds(),
             "adapter/trainable_parameters": sum(p.numel() for p in self.method.chain.parameters()),
             "adapter/rank": sum(self.method.chain.ranks) + self.method.chain.rank,
-            "train/links": self.links,
         }
