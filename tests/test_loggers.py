@@ -1,5 +1,8 @@
 """Each run's logger is its own and is closed whatever happens."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,11 +50,21 @@ def test_each_wandb_run_is_finished_and_its_own(tmp_path: Path) -> None:
     assert len(set(ids)) == 2
 
 
-def test_without_a_login_a_run_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    logger = wandb_logger(str(tmp_path), "test", group="sweep", tags=[])
-    with finishing(logger, {}):
-        assert logger.experiment.offline
+def test_without_a_login_every_run_is_offline(tmp_path: Path) -> None:
+    """In a process of its own: wandb reads the environment once."""
+    script = (
+        "import sys; from lorachains.loggers import finishing, wandb_logger\n"
+        "for name in ('first', 'second'):\n"
+        "    logger = wandb_logger(sys.argv[1] + '/' + name, 'test', group='sweep', tags=[])\n"
+        "    with finishing(logger, {}):\n"
+        "        assert logger.experiment.offline\n"
+    )
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    hidden = {"WANDB_MODE", "WANDB_API_KEY", "NETRC"}
+    environment = {k: v for k, v in os.environ.items() if k not in hidden} | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*/wandb/offline-run-*"))) == 2

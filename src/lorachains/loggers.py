@@ -13,9 +13,10 @@ def wandb_logger(save_dir: str, project: str, group: str, tags: list[str], **kwa
     """A W&B run named after the run folder: as WANDB_MODE says, else online if the user is logged in, else offline."""
     import wandb
 
-    offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
+    # Not Lightning's `offline`: it sets WANDB_MODE, which wandb has read by then, and the next job would find it set.
+    mode = os.environ.get("WANDB_MODE") or (None if wandb.login(prompt=False) else "offline")
     return WandbLogger(
-        name=Path(save_dir).name, save_dir=save_dir, project=project, group=group, tags=tags, offline=offline, **kwargs
+        name=Path(save_dir).name, save_dir=save_dir, project=project, group=group, tags=tags, mode=mode, **kwargs
     )
 
 
