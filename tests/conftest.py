@@ -13,7 +13,9 @@ import torch
 from jaxtyping import install_import_hook
 from transformers import PreTrainedTokenizerFast
 
-_CHECKED = ("bank", "batch", "chain", "inject", "optim", "routing", "scoring")
+_CHECKED = (
+    "bank", "batch", "chain", "data.tokens", "graphs", "inject", "optim", "packing", "routing", "scoring",
+)  # fmt: skip
 install_import_hook([f"lorachains.{module}" for module in _CHECKED], "beartype.beartype")
 
 from lorachains.models import byte_tokenizer  # noqa: E402  after the hook

@@ -14,17 +14,20 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lorachains.config import conf_dir
-from lorachains.data import TaskDataModule
+from lorachains.data import RunsDataModule, TaskDataModule
+from lorachains.jobs import stack
 from lorachains.methods import Cola, Lora
 from lorachains.models import LanguageModel, byte_tokenizer
 from lorachains.models.language_model import ready_to_train
-from lorachains.run_folder import RunFolder
+from lorachains.run_folder import RunFolder, resumable
 from lorachains.session import Session
 from tests.data.stub import stub_module
 from tests.tiny import tiny_model
 
 PER_EPOCH = 7
 """Batches of an epoch of the stub's data: 27 rows, 4 a batch."""
+DIVERGING = ["optim=sgd", "optim.lr=1e6", "+optim.optimizer.weight_decay=1.0"]
+"""Each optimizer step multiplies what is trained by a million."""
 TIMES = ("seconds", "per_second", "bytes")
 """Endings of the metrics that no two runs have in common."""
 
@@ -36,19 +39,25 @@ def settings(*overrides: str) -> DictConfig:
         return compose("train", overrides=["model=tiny", "optim.lr=5e-3", *overrides])
 
 
-def language_model(arch: str = "llama", dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """A random model; the same one at each call."""
-    return ready_to_train(tiny_model(arch, dtype), byte_tokenizer(), f"tiny-{arch}")
+def language_model(arch: str = "llama", dtype: torch.dtype = torch.float32, **fields: Any) -> LanguageModel:
+    """A random model, with fields of its config; the same one at each call."""
+    return ready_to_train(tiny_model(arch, dtype, **fields), byte_tokenizer(), f"tiny-{arch}")
 
 
-def make_method(
-    *overrides: str, base: LanguageModel | None = None, names: Sequence[str] | None = None
-) -> Lora:  # fmt: skip
-    """The config's method over a random model."""
-    extra = {} if names is None else {"names": list(names)}
-    method = instantiate(settings(*overrides).method, base=base or language_model(), **extra)
+def make_method(*overrides: str, base: LanguageModel | None = None, **fields: Any) -> Lora:
+    """The config's method over a random model.
+
+    Args:
+        fields: of the method, in place of the config's.
+    """
+    method = instantiate(settings(*overrides).method, base=base or language_model(), **fields)
     assert isinstance(method, Lora)
     return method
+
+
+def side_by_side(*runs: Sequence[str]) -> Lora:
+    """The methods of several runs, by their overrides, as one."""
+    return stack([instantiate(settings(*overrides).method, _partial_=True) for overrides in runs], language_model())
 
 
 def make_data(base: LanguageModel, **changes: Any) -> TaskDataModule:
@@ -86,7 +95,9 @@ class Log(Logger):
         return [metrics[key] for _, metrics in self.rows if key in metrics]
 
 
-def make_trainer(*overrides: str, callbacks: Sequence[L.Callback] = (), logger: Logger | None = None) -> L.Trainer:
+def make_trainer(
+    *overrides: str, callbacks: Sequence[L.Callback] = (), logger: Logger | list[Log] | None = None
+) -> L.Trainer:
     """The config's trainer, quiet, logging every step."""
     trainer = instantiate(
         settings("trainer.max_epochs=3", "trainer.log_every_n_steps=1", *overrides).trainer,
@@ -97,11 +108,16 @@ def make_trainer(*overrides: str, callbacks: Sequence[L.Callback] = (), logger: 
 
 
 def fit(
-    method: Lora, *overrides: str, callbacks: Sequence[L.Callback] = (), logger: Logger | None = None, **data: Any
+    method: Lora,
+    *overrides: str,
+    callbacks: Sequence[L.Callback] = (),
+    logger: Logger | list[Log] | None = None,
+    module: RunsDataModule | TaskDataModule | None = None,
+    **data: Any,
 ) -> L.Trainer:
-    """Trains the method on the stub's data."""
+    """Trains the method on the stub's data, or on a data module's."""
     trainer = make_trainer("+trainer.enable_progress_bar=false", *overrides, callbacks=callbacks, logger=logger)
-    trainer.fit(method, make_data(method.base, **data))
+    trainer.fit(method, module or make_data(method.base, **data))
     return trainer
 
 
@@ -116,16 +132,19 @@ def run(
 ) -> Lora:
     """A whole session in `folder`, as `train.py` runs it: fit (or go on), test, save."""
     files = RunFolder(folder)
-    checkpoint = files.begin({"overrides": list(overrides)}, resume, overwrite=False)
+    files.begin({"overrides": list(overrides)}, resume, overwrite=False)
+    checkpoint = resumable(files.checkpoint) if resume else None
     L.seed_everything(0, verbose=False)
     method = make_method(*(o for o in overrides if not o.startswith("trainer.")), base=base)
     log = Log()
-    session = Session(method, make_data(method.base, **data or {}), files, log, every)
+    module = RunsDataModule([make_data(method.base, **data or {})])
+    session = Session(method, module, [files], [log], files.checkpoint, every)
     trainer = make_trainer(
         *(o for o in overrides if o.startswith("trainer.")), callbacks=[*session.callbacks, *callbacks], logger=log
     )
     session.fit(trainer, checkpoint)
-    session.finish()
+    [outcome] = session.finish()
+    assert not isinstance(outcome, Exception)
     return method
 
 

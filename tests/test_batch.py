@@ -1,51 +1,213 @@
-"""A batch says where its answers are; its labels and its positions are two forms of one thing."""
+"""A batch holds the texts that it was packed from, each adapter's in blocks of its own, whatever its layout."""
 
-from dataclasses import fields
+import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from lorachains.batch import IGNORED, TokenBatch
+from lorachains.batch import BLOCK, IGNORED, TokenBatch, Tokens, pack
+from lorachains.chain import Chain
+from lorachains.packing import hard_route
+from lorachains.routing import HardRoute
+from lorachains.scoring import answer_losses, logits_after, mean_per_group
+from tests.adapters import config, randomise
+from tests.batches import answered, rebuilt, texts_of
+from tests.tiny import tiny_model
 
-_ = IGNORED
-LABELS = torch.tensor([[_, _, 5, 6], [_, 7, 8, _], [_, _, _, _], [_, _, _, 9]])
-MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
-
-
-def batch(labels: Tensor = LABELS) -> TokenBatch:
-    tokens = torch.where(labels == IGNORED, 1, labels)
-    return TokenBatch.of_labels(tokens, MASK, labels, torch.arange(len(labels)))
-
-
-def equal(ours: TokenBatch, theirs: TokenBatch) -> bool:
-    pairs = [(getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(TokenBatch) if f.name != "tokens"]
-    return ours.tokens == theirs.tokens and all(torch.equal(a, b) for a, b in pairs)
+TEXTS = texts_of((23, 3), (5, 4), (70, 1), (12, 11), (33, 6), (17, 1))
+OWNERS: dict[str, list[int] | None] = {"one adapter": None, "three": [2, 0, 2, 0, 1, 2], "a gap": [2, 0, 2, 0, 2, 0]}
+owned = pytest.mark.parametrize("owners", OWNERS.values(), ids=OWNERS)
 
 
-def test_positions_are_those_before_the_answer_tokens() -> None:
-    ours = batch()
-    assert ours.positions.tolist() == [1, 2, 4, 5, 14]
-    assert ours.targets.tolist() == [5, 6, 7, 8, 9]
-    assert ours.answer_row.tolist() == [0, 0, 1, 1, 3]
-    assert ours.tokens == 13
+def packed(owners: list[int] | None, texts: Sequence[Tokens] = TEXTS) -> TokenBatch:
+    return pack(texts, owners, pad=7, experts=1 if owners is None else 3)
 
 
-def test_labels_come_back() -> None:
-    assert torch.equal(batch().labels, LABELS)
+def starts(batch: TokenBatch) -> list[int]:
+    return batch.bounds.tolist()[:-1]
+
+
+@owned
+def test_the_texts_come_back(owners: list[int] | None) -> None:
+    assert rebuilt(packed(owners)) == TEXTS
+
+
+@owned
+def test_segments_cover_the_stream_and_positions_count_in_each(owners: list[int] | None) -> None:
+    batch = packed(owners)
+    assert batch.bounds.diff().tolist() == list(batch.lengths)
+    assert batch.bounds[0] == 0
+    assert batch.bounds[-1] == sum(batch.lengths) == len(batch.input_ids)
+    assert batch.longest == max(batch.lengths)
+    assert batch.position_ids.tolist() == [place for length in batch.lengths for place in range(length)]
+
+
+@owned
+def test_what_is_no_text_is_padding(owners: list[int] | None) -> None:
+    batch = packed(owners)
+    pieces = batch.input_ids.split(batch.lengths)
+    assert sorted(pieces[i].tolist() for i in batch.texts) == sorted(text.input_ids[:-1] for text in TEXTS)
+    padding = [piece for i, piece in enumerate(pieces) if i not in batch.texts]
+    assert all(piece.eq(7).all() for piece in padding)
+    assert bool(padding) == (owners is not None)
+
+
+@pytest.mark.parametrize("owners", [OWNERS["three"], OWNERS["a gap"]], ids=["three", "a gap"])
+def test_each_adapter_has_blocks_of_its_own(owners: list[int]) -> None:
+    """In order, at least one; each answer token is served by the adapter of its text, whose block it is in."""
+    batch = packed(owners)
+    assert batch.adapters is not None
+    assert batch.ends is not None
+    blocks = batch.adapters.tolist()
+    assert len(batch.input_ids) == BLOCK * len(blocks)
+    assert blocks == sorted(blocks)
+    assert set(blocks) == {0, 1, 2}
+    assert [BLOCK * sum(block <= adapter for block in blocks) for adapter in range(3)] == batch.ends.tolist()
+    assert batch.served.tolist() == [owners[i] for i in batch.candidate]
+    assert batch.served.tolist() == [blocks[place // BLOCK] for place in batch.positions]
+
+
+def test_one_adapter_has_neither_blocks_nor_padding() -> None:
+    batch = packed(None)
+    assert batch.adapters is batch.ends is None
+    assert not batch.served.any()
+    assert len(batch.input_ids) == sum(len(text.input_ids) - 1 for text in TEXTS)
+
+
+@owned
+def test_tokens_are_counted_by_adapter_without_padding(owners: list[int] | None) -> None:
+    batch, experts = packed(owners), 1 if owners is None else 3
+    by_owner = [
+        sum(len(text.input_ids) for text, owner in zip(TEXTS, owners or [0] * 6, strict=True) if owner == expert)
+        for expert in range(experts)
+    ]
+    assert batch.counts == tuple(by_owner)
+    assert batch.tokens == sum(by_owner)
+    assert batch.candidates == 6
+
+
+def test_candidates_that_differ_in_their_last_token_share_a_text() -> None:
+    """Not those that differ before it, nor those of different adapters."""
+    prompt = [5, 6, 7]
+    same = [answered([*prompt, last], 1) for last in (8, 9, 10)]
+    longer = [answered([*prompt, 8, last], 2) for last in (11, 12)]
+    other = answered([*prompt[:-1], 3, 8], 1)
+    texts = [same[0], longer[0], other, same[1], longer[1], same[2]]
+    batch = pack(texts)
+    assert len(batch.texts) == 3
+    assert len(batch.input_ids) == 3 + 4 + 3
+    assert rebuilt(batch) == texts
+    apart = pack(same, [0, 1, 0], experts=2)
+    assert len(apart.texts) == 2
+    assert rebuilt(apart) == same
 
 
 def test_a_first_token_is_no_answer_since_nothing_predicts_it() -> None:
-    assert batch(torch.tensor([[5, _, _, 6]] * 4)).targets.tolist() == [6] * 4
+    batch = pack([Tokens([5, 6, 7], [5, IGNORED, 7]), Tokens([5, 6, 7], [5, 6, 7])])
+    assert [text.labels for text in rebuilt(batch)] == [[IGNORED, IGNORED, 7], [IGNORED, 6, 7]]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 9])
-def test_the_first_rows_are_a_batch_of_their_own(rows: int) -> None:
-    labels = LABELS[:rows]
-    tokens = torch.where(labels == IGNORED, 1, labels)
-    assert equal(batch().first(rows), TokenBatch.of_labels(tokens, MASK[:rows], labels, torch.arange(len(labels))))
+@owned
+def test_moving_keeps_all(owners: list[int] | None) -> None:
+    batch = packed(owners)
+    again, there = batch.to("cpu"), batch.to("meta")
+    assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in batch.tensors().items())
+    assert {tensor.device.type for tensor in there.tensors().values()} == {"meta"}
+    assert there.tensors().keys() == batch.tensors().keys()
+    assert (there.lengths, there.counts) == (batch.lengths, batch.counts)
 
 
-def test_moving_keeps_all() -> None:
-    assert equal(batch().to("cpu"), batch())
-    assert batch().to("meta").labels.device.type == "meta"
+# -- the other layouts -------------------------------------------------------------------------------------------------
+
+
+def chain_of(owners: list[int] | None) -> Chain:
+    chain = Chain(tiny_model("llama", torch.float64), config("llama"), seeds=[0] if owners is None else [0, 1, 2])
+    randomise(chain)
+    return chain
+
+
+def losses_and_gradient(chain: Chain, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each answer token, of each adapter, and of their sum."""
+    chain.route = hard_route(chain.model, batch)
+    losses = answer_losses(chain.model, batch)
+    means = mean_per_group(losses, batch.served, chain.experts, batch.targets)
+    return losses.detach(), means.detach(), chain.differentiate(means.sum())
+
+
+def close(ours: Tensor, theirs: Tensor) -> bool:
+    return bool((ours - theirs).norm() <= 1e-12 * theirs.norm())
+
+
+@owned
+@pytest.mark.parametrize("longest", [69, 500])
+def test_filling_up_changes_neither_losses_nor_gradients(owners: list[int] | None, longest: int) -> None:
+    chain, batch = chain_of(owners), packed(owners)
+    filled = batch.filled(longest)
+    losses, means, gradient = losses_and_gradient(chain, filled)
+    expected_losses, expected_means, expected_gradient = losses_and_gradient(chain, batch)
+    n = len(batch.targets)
+    assert close(losses[:n], expected_losses)
+    assert not losses[n:].any()
+    assert close(means, expected_means)
+    assert close(gradient, expected_gradient)
+    assert filled.longest >= max(longest, *filled.lengths)
+    assert (filled.counts, filled.texts, filled.candidates) == (batch.counts, batch.texts, batch.candidates)
+    assert rebuilt(filled) == TEXTS
+
+
+@pytest.mark.parametrize("adapters", [1, 3])
+def test_filled_batches_have_few_sizes_and_little_padding(adapters: int) -> None:
+    """A hundred batches of other sizes; what is filled up is of the adapter that comes last."""
+    generator = torch.Generator().manual_seed(0)
+    shapes: set[tuple[tuple[int, ...], ...]] = set()
+    filled_shapes: set[tuple[tuple[int, ...], ...]] = set()
+    for number in range(100):
+        lengths = torch.randint(2, 120, (8,), generator=generator).tolist()
+        texts = texts_of(*((length, 1 + length // 4) for length in lengths), seed=number)
+        batch = pack(texts, None if adapters == 1 else [i % adapters for i in range(8)])
+        filled = batch.filled(120)
+        for kept, given in ((shapes, batch), (filled_shapes, filled)):
+            kept.add(tuple(tuple(tensor.shape) for tensor in given.tensors().values()))
+        assert len(filled.input_ids) - len(batch.input_ids) <= max(64, len(batch.input_ids) / 16)
+        assert len(filled.input_ids) == filled.bounds[-1] == sum(filled.lengths)
+        if filled.adapters is not None and filled.ends is not None:
+            assert len(filled.input_ids) == BLOCK * len(filled.adapters) == filled.ends[-1]
+            assert filled.adapters.tolist() == sorted(filled.adapters.tolist())
+    assert len(filled_shapes) < len(shapes) / 2
+
+
+@owned
+def test_padded_rows_are_the_texts(owners: list[int] | None) -> None:
+    batch = packed(owners)
+    rows = batch.padded()
+    pieces = batch.input_ids.split(batch.lengths)
+    for ids, mask, i in zip(rows.input_ids, rows.attention_mask, batch.texts, strict=True):
+        length = batch.lengths[i]
+        assert torch.equal(ids[:length], pieces[i])
+        assert mask.tolist() == [1] * length + [0] * (len(ids) - length)
+        assert not ids[length:].any()
+    assert torch.equal(rows.input_ids.flatten()[rows.positions], batch.input_ids[batch.positions])
+    assert (rows.adapters is None) == (owners is None)
+    if rows.adapters is not None:
+        row = rows.positions // rows.input_ids.shape[1]
+        assert torch.equal(rows.adapters[row], batch.served)
+
+
+@owned
+def test_padded_rows_have_the_losses_of_the_stream(owners: list[int] | None) -> None:
+    chain, batch = chain_of(owners), packed(owners)
+    losses, _, _ = losses_and_gradient(chain, batch)
+    rows = batch.padded()
+    chain.route = None if rows.adapters is None else HardRoute(rows.adapters)
+    with logits_after(chain.model, rows.positions):
+        logits = chain.model(rows.input_ids, attention_mask=rows.attention_mask).logits[0]
+    assert close(torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none"), losses)
+
+
+def test_filled_rows_can_be_padded_too() -> None:
+    batch = packed(OWNERS["three"])
+    rows, again = batch.padded(), copy.deepcopy(batch).filled(99).padded()
+    assert torch.equal(rows.input_ids, again.input_ids)
+    assert torch.equal(rows.positions, again.positions[: len(rows.positions)])

@@ -1,17 +1,12 @@
 """Knots: the function stays, the live link starts anew, and every moment of the chain can be found again."""
 
-import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 
 from lorachains.chain import Chain, Mode
 from lorachains.errors import LorachainsError
-from lorachains.inject import scaling
-from lorachains.peft_format import check_base, load_adapter, read_config, save_adapter
 from lorachains.routing import HardRoute
 from tests.adapters import ARCH_AND_FIELDS, config, inputs, randomise
 from tests.tiny import tiny_model
@@ -86,7 +81,7 @@ def test_links_of_other_scaling() -> None:
     chain = Chain(tiny_model("llama", torch.float64).eval(), config("llama", r=4))
     randomise(chain)
     chain.tie(1)
-    chain.extend(2, scale=scaling(chain.config, 4))
+    chain.extend(2, alpha_over=4)
     assert {float(bank.scaling) for bank in chain.banks.values()} == {2.0}
     chain.extend(2)
     assert {float(bank.scaling) for bank in chain.banks.values()} == {4.0}
@@ -158,78 +153,6 @@ def test_a_state_of_another_model_is_refused() -> None:
         Chain(tiny_model("opt"), config("opt")).load_state_dict(state)
     with pytest.raises(LorachainsError, match="of another model"):
         Chain(tiny_model("llama"), config("llama"), seeds=[0, 1]).load_state_dict(state)
-
-
-@pytest.mark.parametrize(("arch", "fields"), ARCH_AND_FIELDS)
-def test_the_whole_chain_is_one_peft_adapter(arch: str, fields: dict[str, Any], tmp_path: Path) -> None:
-    base = tiny_model(arch, torch.float64).eval()
-    chain = Chain(copy.deepcopy(base), config(arch, **fields))
-    for link, rank in enumerate((2, 3), 1):
-        randomise(chain, link)
-        chain.tie(link)
-        chain.extend(rank)  # alpha constant: every link has a scaling of its own
-    randomise(chain, 9)
-    save_adapter(chain, tmp_path, "some/base", "0123")
-    loaded = PeftModel.from_pretrained(base, str(tmp_path)).double()
-    x = inputs(3)
-    assert (loaded(x).logits - chain.model(x).logits).abs().max() < 1e-6  # the file is float32
-    saved = read_config(tmp_path)
-    assert saved.r == 4 + 2 + 3
-    assert saved.base_model_name_or_path == "some/base"
-
-
-def test_plain_lora_keeps_its_own_rank_and_alpha(tmp_path: Path) -> None:
-    chain = Chain(tiny_model("llama"), config("llama"))
-    randomise(chain)
-    save_adapter(chain, tmp_path, "some/base", "0123")
-    saved = read_config(tmp_path)
-    assert (saved.r, saved.lora_alpha, set(saved.target_modules or ())) == (4, 8, {"q_proj", "v_proj", "down_proj"})
-    twin = Chain(tiny_model("llama"), saved)
-    load_adapter(twin, tmp_path)
-    for name, bank in chain.banks.items():
-        assert torch.equal(bank.lora_B, twin.banks[name].lora_B)
-
-
-def test_one_of_several_adapters_goes_out_and_in(tmp_path: Path) -> None:
-    chain = Chain(tiny_model("qwen2", torch.float64).eval(), config("qwen2"), seeds=[0, 1, 2])
-    randomise(chain)
-    save_adapter(chain, tmp_path, "some/base", "0123", expert=1)
-    other = Chain(tiny_model("qwen2", torch.float64).eval(), config("qwen2"), seeds=[5, 6])
-    load_adapter(other, tmp_path, expert=1)
-    chain.route, other.route = HardRoute(torch.tensor([1])), HardRoute(torch.tensor([1]))
-    x = inputs(1)
-    assert (chain.model(x).logits - other.model(x).logits).abs().max() < 1e-12
-
-
-def test_an_adapter_of_another_base_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    chain = Chain(tiny_model("llama"), config("llama"))
-    save_adapter(chain, tmp_path, "some/base", "0123")
-    check_base(tmp_path, "some/base", "0123")
-    with pytest.raises(
-        LorachainsError, match=r"trained on some/base \(weights 0123\), not on other/base \(weights 4567\)"
-    ):
-        check_base(tmp_path, "other/base", "4567")
-    (tmp_path / "base_fingerprint.txt").unlink()  # as PEFT writes adapters
-    check_base(tmp_path, "other/base", "4567")
-    assert "names some/base as its base, not other/base" in caplog.text
-    with pytest.raises(LorachainsError, match="of another model or of other target_modules"):
-        load_adapter(Chain(tiny_model("bloom"), config("bloom")), tmp_path)
-    with pytest.raises(LorachainsError, match="has the shape"):
-        load_adapter(Chain(tiny_model("llama"), config("llama", r=2)), tmp_path)
-
-
-def test_a_damaged_adapter_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LorachainsError, match=r"holds no adapter: adapter_config.json is missing"):
-        read_config(tmp_path)
-    chain = Chain(tiny_model("llama"), config("llama"))
-    save_adapter(chain, tmp_path, "some/base", "0123")
-    weights = tmp_path / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(LorachainsError, match=r"adapter_model.safetensors can't be read .* damaged"):
-        load_adapter(chain, tmp_path)
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": ')
-    with pytest.raises(LorachainsError, match=r"adapter_config.json can't be read"):
-        read_config(tmp_path)
 
 
 def test_merge_refuses_what_it_cannot_do() -> None:

@@ -1,24 +1,37 @@
 """Scores are those of each text alone; free answers are the greedy ones."""
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lorachains.data import Example, Task
+from lorachains.data import Example, Serving, Task
 from lorachains.data.tasks import matches
 from lorachains.data.tokens import collate_eval, encode_eval
-from lorachains.evaluation import Prediction, generate, metric_name, predict, summarise
-from lorachains.models import byte_tokenizer
+from lorachains.evaluation import Prediction, candidate_losses, generate, generator, metric_name, predict, summarise
+from lorachains.models import LanguageModel, byte_tokenizer
+from lorachains.routing import Routing
+from lorachains.scoring import answer_losses
 from tests.data.stub import examples
 from tests.tiny import ARCHITECTURES, tiny_model
 
 TOKENIZER = byte_tokenizer()
 
 
-def eval_batch(rows: list[Example]) -> Any:
-    return collate_eval(encode_eval(TOKENIZER, rows, 0, 64), pad=0)
+def continued(
+    model: PreTrainedModel, prompts: list[list[int]], tokenizer: PreTrainedTokenizerFast = TOKENIZER
+) -> list[str]:
+    """By up to six tokens."""
+    base = LanguageModel(model, tokenizer, "random")
+    return generate(generator(base, Routing(), graphs=False), tokenizer, prompts, 6)
+
+
+def answers(model: PreTrainedModel, rows: list[Example]) -> list[Prediction]:
+    """Of one run, in one batch."""
+    batch = collate_eval([(0, row) for row in encode_eval(TOKENIZER, rows, 0, 64)], Serving(), pad=0)
+    with torch.no_grad():
+        losses = candidate_losses(batch.scored, answer_losses(model, batch.scored)).tolist()
+    texts = continued(model, batch.prompts) if batch.prompts else []
+    return predict(batch, losses, texts, [[task()]])
 
 
 def task(name: str = "stub", metric: str = "accuracy") -> Task:
@@ -37,7 +50,7 @@ def test_the_likeliest_candidate_wins(arch: str) -> None:
     """Against each candidate's text alone, without padding."""
     model = tiny_model(arch, torch.float64).eval()
     rows = examples(7, candidates=(" yes", " no", " it may well be"))
-    for prediction, example in zip(predict(model, TOKENIZER, eval_batch(rows), [task()], 4), rows, strict=True):
+    for prediction, example in zip(answers(model, rows), rows, strict=True):
         alone = [mean_log_likelihood(model, example.prompt, candidate) for candidate in example.candidates]
         assert prediction.candidates == pytest.approx(alone, rel=1e-9)
         assert prediction.prediction == example.candidates[alone.index(max(alone))]
@@ -65,7 +78,7 @@ def test_free_answers_are_greedy(arch: str) -> None:
     """
     model = tiny_model(arch).eval()
     rows = examples(5, candidates=())
-    for prediction, example in zip(predict(model, TOKENIZER, eval_batch(rows), [task()], 6), rows, strict=True):
+    for prediction, example in zip(answers(model, rows), rows, strict=True):
         expected = decoded(greedy(model, example.prompt, 6))
         assert prediction.prediction == expected
         assert prediction.candidates == []
@@ -81,10 +94,22 @@ def test_a_free_answer_ends_at_the_end_of_sequence_token() -> None:
         pad_token="<pad>",
         eos_token=TOKENIZER.convert_ids_to_tokens(end),
     )
-    prompts = collate_eval(encode_eval(TOKENIZER, [example], 0, 64), pad=0).prompts
-    assert prompts is not None
     kept = decoded(tokens[: tokens.index(end)])
-    assert generate(model, short, prompts, 6) == [kept]
+    assert continued(model, [TOKENIZER(example.prompt).input_ids], short) == [kept]
+
+
+def test_each_run_is_answered_by_itself() -> None:
+    """Two runs with the same rows and tasks of their own, in one batch."""
+    rows = encode_eval(TOKENIZER, examples(2), 0, 64)
+    batch = collate_eval([(run, row) for run in (0, 1) for row in rows], Serving(runs=2), pad=0)
+    losses = [1.0, 2.0, 1.0, 2.0, 4.0, 3.0, 3.0, 4.0]
+    first, second = task("first"), Task("second", lambda row: examples(1)[0], lambda text, example: 0.5)
+    made = predict(batch, losses, [], [[first], [second]])
+    assert [p.task for p in made] == ["first", "first", "second", "second"]
+    assert [p.prediction for p in made] == [" yes", " yes", " no", " yes"]
+    assert [p.loss for p in made] == [1.0, 2.0, 4.0, 4.0]
+    assert [p.score for p in made] == [1.0, 0.0, 0.5, 0.5]
+    assert [p.candidates for p in made][2:] == [[-4.0, -3.0], [-3.0, -4.0]]
 
 
 def prediction(name: str, score: float, loss: float, tokens: int) -> Prediction:
@@ -92,12 +117,12 @@ def prediction(name: str, score: float, loss: float, tokens: int) -> Prediction:
 
 
 def test_a_summary_weighs_answers_alike_in_the_metric_and_tokens_alike_in_the_loss() -> None:
-    rows = [prediction("stub", 1, 1.0, 1), prediction("stub", 0, 3.0, 3)]
+    rows = [prediction("stub", 1.0, 1.0, 1), prediction("stub", 0.0, 3.0, 3)]
     assert summarise(rows, [task()]) == {"accuracy": 0.5, "loss": 2.5}
 
 
 def test_several_tasks_count_alike() -> None:
-    rows = [prediction("a", 1, 1.0, 1), prediction("a", 1, 1.0, 1), prediction("b", 0, 3.0, 9)]
+    rows = [prediction("a", 1.0, 1.0, 1), prediction("a", 1.0, 1.0, 1), prediction("b", 0.0, 3.0, 9)]
     assert summarise(rows, [task("a"), task("b")]) == {
         "accuracy": 0.5, "loss": 2.0, "a/accuracy": 1.0, "a/loss": 1.0, "b/accuracy": 0.0, "b/loss": 3.0,
     }  # fmt: skip
@@ -105,5 +130,5 @@ def test_several_tasks_count_alike() -> None:
 
 def test_a_mean_of_other_metrics_is_called_score() -> None:
     assert metric_name([task("a"), task("b", "f1")]) == "score"
-    rows = [prediction("a", 1, 1.0, 1), prediction("b", 0.5, 1.0, 1)]
+    rows = [prediction("a", 1.0, 1.0, 1), prediction("b", 0.5, 1.0, 1)]
     assert summarise(rows, [task("a"), task("b", "f1")])["score"] == 0.75

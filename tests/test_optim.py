@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lorachains.errors import LorachainsError
-from lorachains.optim import AdapterRates, Optim, clip_per_adapter, forget
+from lorachains.optim import AdapterRates, Optim, alike, build, clip_per_adapter, forget
 
 FACTORIES: dict[str, Any] = {
     "adamw": partial(torch.optim.AdamW, weight_decay=0.1),
@@ -23,90 +23,124 @@ FACTORIES: dict[str, Any] = {
 RATES = [1e-3, 2e-2, 3e-1]
 
 
-def parameters(dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(3, 4, 5), (3, 6, 4), (3, 6)]
-    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in shapes]
+def slices(*sizes: int, dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
+    """Three adapters of 20 parameters each, in tensors of so many adapters."""
+    rows = torch.randn(3, 20, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    return [nn.Parameter(part.clone()) for part in rows.split(sizes or (3,))]
 
 
-def gradient(parameter: nn.Parameter) -> torch.Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
+def rows_of(parts: list[nn.Parameter]) -> torch.Tensor:
+    return torch.cat([part.detach() for part in parts])
 
 
-def loss(rows: list[torch.Tensor], step: int) -> torch.Tensor:
-    """Of one adapter: its tensors' own, and another at each step."""
-    return torch.stack([((row - 0.1 * step).cos() * (i + 1)).sum() for i, row in enumerate(rows)]).sum()
+def loss(rows: torch.Tensor, step: int) -> torch.Tensor:
+    """The sum of all adapters' own, another one at each step."""
+    return ((rows - 0.1 * step).cos() * torch.linspace(0.5, 2, rows.shape[1], dtype=rows.dtype)).sum()
 
 
-def train(params: list[nn.Parameter], optimizer: torch.optim.Optimizer, steps: range) -> None:
+def train(parts: list[nn.Parameter], optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
         optimizer.zero_grad()
-        torch.stack([loss([p[e] for p in params], step) for e in range(len(params[0]))]).sum().backward()
+        torch.stack([loss(part, step) for part in parts]).sum().backward()
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", FACTORIES)
-@pytest.mark.parametrize(
+DTYPES = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)], ids=["float64", "float32"]
 )
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@DTYPES
 def test_each_adapter_steps_as_alone_at_its_own_rate(name: str, dtype: torch.dtype, tolerance: float) -> None:
     """20 steps against torch's optimizer on that adapter alone; parameters and rates of about 1."""
-    together = parameters(dtype)
-    optim = Optim(RATES, FACTORIES[name])
-    optimizer = optim.build(together)
+    together = slices(dtype=dtype)
+    optimizer = build([Optim(rate, FACTORIES[name]) for rate in RATES], together)
     AdapterRates(optimizer, torch.tensor(RATES, dtype=dtype))
     train(together, optimizer, range(20))
     for expert, rate in enumerate(RATES):
-        alone = [nn.Parameter(p[expert : expert + 1].detach().clone()) for p in parameters(dtype)]
+        alone = [slices(1, 1, 1, dtype=dtype)[expert]]
         train(alone, FACTORIES[name](alone, lr=rate), range(20))
-        for ours, theirs in zip(together, alone, strict=True):
-            assert torch.allclose(ours[expert], theirs[0], rtol=0, atol=tolerance * 10)
+        assert torch.allclose(rows_of(together)[expert], rows_of(alone)[0], rtol=0, atol=tolerance * 10)
+
+
+@DTYPES
+def test_each_slice_has_settings_of_its_own(dtype: torch.dtype, tolerance: float) -> None:
+    """The first two adapters share a weight decay, the third has another one, and no momentum."""
+    kinds = [
+        partial(torch.optim.SGD, momentum=0.9, weight_decay=0.5),
+        partial(torch.optim.SGD, momentum=0.9, weight_decay=0.5),
+        partial(torch.optim.SGD, momentum=0.0, weight_decay=0.0),
+    ]
+    recipes = [Optim(rate, kind) for rate, kind in zip(RATES, kinds, strict=True)]
+    assert alike(recipes) == [2, 1]
+    together = slices(*alike(recipes), dtype=dtype)
+    optimizer = build(recipes, together)
+    AdapterRates(optimizer, torch.tensor(RATES, dtype=dtype))
+    train(together, optimizer, range(20))
+    for expert, (rate, kind) in enumerate(zip(RATES, kinds, strict=True)):
+        alone = [slices(1, 1, 1, dtype=dtype)[expert]]
+        train(alone, kind(alone, lr=rate), range(20))
+        assert torch.allclose(rows_of(together)[expert], rows_of(alone)[0], rtol=0, atol=tolerance * 10)
+
+
+def test_recipes_are_alike_whatever_their_rates() -> None:
+    one, two = partial(torch.optim.AdamW, weight_decay=0.1), partial(torch.optim.AdamW, weight_decay=0.2)
+    recipes = [Optim(1e-3, one), Optim(2e-3, one, "cosine"), Optim(1e-3, two), Optim(1e-3, one, warmup=3)]
+    assert alike(recipes) == [2, 1, 1]
+    assert alike(recipes[:1]) == [1]
+
+
+def test_other_classes_of_optimizers_are_refused() -> None:
+    recipes = [Optim(1e-3, torch.optim.AdamW), Optim(1e-3, torch.optim.SGD), Optim(1e-3, torch.optim.SGD)]
+    with pytest.raises(LorachainsError, match=r"optim\.optimizer differs in its class"):
+        build(recipes, slices(*alike(recipes)))
 
 
 @pytest.mark.parametrize("name", FACTORIES)
 def test_after_a_knot_the_optimizer_is_as_new(name: str) -> None:
     """Ten steps after the reset equal ten steps of a new optimizer; Adam's step count is gone with its moments."""
-    first = parameters()
-    optimizer = Optim(0.1, FACTORIES[name]).build(first)
+    recipes, first = [Optim(0.1, FACTORIES[name])] * 3, slices()
+    optimizer = build(recipes, first)
     train(first, optimizer, range(10))
     second = copy.deepcopy(first)
-    forget(optimizer, FACTORIES[name](first))
-    fresh = Optim(0.1, FACTORIES[name]).build(second)
+    forget(optimizer, build(recipes, first))
+    fresh = build(recipes, second)
     assert str(optimizer.state_dict()) == str(fresh.state_dict())
     train(first, optimizer, range(10, 20))
     train(second, fresh, range(10, 20))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(rows_of(first), rows_of(second))
 
 
 @pytest.mark.parametrize("name", FACTORIES)
 def test_the_reset_follows_a_change_of_rank(name: str) -> None:
-    params = parameters()
-    optimizer = Optim(0.1, FACTORIES[name]).build(params)
-    AdapterRates(optimizer, torch.full((3,), 0.1))
-    train(params, optimizer, range(3))
-    params[0].data, params[0].grad = torch.randn(3, 2, 5, dtype=torch.float64), None
-    forget(optimizer, FACTORIES[name](params))
-    train(params, optimizer, range(3))
-    assert params[0].shape == (3, 2, 5)
+    recipes, parts = [Optim(0.1, FACTORIES[name])] * 3, slices()
+    optimizer = build(recipes, parts)
+    AdapterRates(optimizer, torch.full((3,), 0.1, dtype=torch.float64))
+    train(parts, optimizer, range(3))
+    parts[0].data, parts[0].grad = slices()[0].data[:, :12], None
+    forget(optimizer, build(recipes, parts))
+    train(parts, optimizer, range(3))
+    alone = [nn.Parameter(slices()[0].data[:, :12].clone())]
+    train(alone, FACTORIES[name](alone, lr=0.1), range(3))
+    assert torch.allclose(parts[0], alone[0], rtol=0, atol=1e-12)
 
 
-def test_clipping_one_adapter_leaves_the_others() -> None:
+@pytest.mark.parametrize("sizes", [(3,), (1, 2)])
+def test_clipping_one_adapter_leaves_the_others(sizes: tuple[int, ...]) -> None:
     """Against torch's clip on each adapter alone."""
-    params = parameters()
-    train(params, torch.optim.SGD(params, lr=0.0), range(1))
-    size = torch.tensor([1e3, 1e-3, 1.0], dtype=torch.float64)
-    alone = [[nn.Parameter(p[e].detach().clone()) for p in params] for e in range(3)]
-    for i, p in enumerate(params):
-        p.grad = p.grad * size.view(-1, *[1] * (p.dim() - 1)) if p.grad is not None else None
-        for e, rows in enumerate(alone):
-            rows[i].grad = gradient(p)[e].clone()
-    norms = clip_per_adapter(params, 1.0)
-    for e, rows in enumerate(alone):
-        norm = nn.utils.clip_grad_norm_(rows, 1.0)
-        assert torch.allclose(norms[e], norm)
-        for row, p in zip(rows, params, strict=True):
-            assert torch.allclose(gradient(p)[e], gradient(row), rtol=1e-12)
+    gradients = slices()[0].detach() * torch.tensor([[1e3], [1e-3], [1.0]], dtype=torch.float64)
+    parts = slices(*sizes)
+    for part, gradient in zip(parts, gradients.split(sizes), strict=True):
+        part.grad = gradient.clone()
+    norms = clip_per_adapter(parts, 1.0)
+    clipped = torch.cat([part.grad for part in parts if part.grad is not None])
+    for expert, gradient in enumerate(gradients):
+        alone = nn.Parameter(torch.zeros(20, dtype=torch.float64))
+        alone.grad = gradient.clone()
+        norm = nn.utils.clip_grad_norm_([alone], 1.0)
+        assert torch.allclose(norms[expert], norm)
+        assert torch.allclose(clipped[expert], alone.grad, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction
-from lorachains.run_folder import RunFolder, check_readable
+from lorachains.run_folder import RunFolder, resumable
 
 SETTINGS: dict[str, Any] = {"optim": {"lr": 1e-3, "schedule": "linear"}, "tasks": ["a", "b"], "seed": 0}
 
@@ -30,8 +30,9 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_a_new_folder_starts_from_the_beginning(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "deep" / "er")
-    assert folder.begin(SETTINGS, resume=False, overwrite=False) is None
+    folder.begin(SETTINGS, resume=False, overwrite=False)
     assert folder.config.is_file()
+    assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -45,22 +46,22 @@ def test_a_used_folder_is_not_touched_unasked(folder: RunFolder, finished: bool)
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(folder: RunFolder) -> None:
-    assert folder.begin({**SETTINGS, "seed": 1}, resume=False, overwrite=True) is None
+    folder.begin({**SETTINGS, "seed": 1}, resume=False, overwrite=True)
     assert [path.name for path in folder.path.rglob("*")] == ["config.yaml"]
     assert "seed: 1" in folder.config.read_text()
 
 
-def test_resuming_gives_the_checkpoint(folder: RunFolder) -> None:
-    assert folder.begin(SETTINGS, resume=True, overwrite=False) == folder.checkpoint
-
-
-def test_resuming_wins_over_overwriting(folder: RunFolder) -> None:
-    assert folder.begin(SETTINGS, resume=True, overwrite=True) == folder.checkpoint
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_resuming_keeps_all_also_when_asked_to_overwrite(folder: RunFolder, overwrite: bool) -> None:
+    before = sorted(folder.path.rglob("*"))
+    folder.begin(SETTINGS, resume=True, overwrite=overwrite)
+    assert sorted(folder.path.rglob("*")) == before
+    assert resumable(folder.checkpoint) == folder.checkpoint
 
 
 def test_resuming_without_a_checkpoint_starts_anew(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     folder.checkpoint.unlink()
-    assert folder.begin(SETTINGS, resume=True, overwrite=False) is None
+    assert resumable(folder.checkpoint) is None
     assert "starting from the beginning" in caplog.text
 
 
@@ -82,7 +83,7 @@ def test_a_damaged_checkpoint_is_named(folder: RunFolder, content: bytes | None)
     whole = folder.checkpoint.read_bytes()
     folder.checkpoint.write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(LorachainsError, match=r"last\.ckpt can't be read") as raised:
-        folder.begin(SETTINGS, resume=True, overwrite=False)
+        resumable(folder.checkpoint)
     assert "\n" not in str(raised.value)
 
 
@@ -92,7 +93,7 @@ def test_a_flipped_byte_in_a_tensor_is_found(folder: RunFolder) -> None:
     content[len(content) // 2] ^= 0xFF
     folder.checkpoint.write_bytes(content)
     with pytest.raises(LorachainsError, match="can't be read"):
-        check_readable(folder.checkpoint)
+        resumable(folder.checkpoint)
 
 
 def test_metrics_come_back(folder: RunFolder) -> None:

@@ -1,58 +1,40 @@
-"""The loss of the answers is the one that transformers computes from all logits."""
+"""The loss of the answers is the one that transformers computes from all logits of each text."""
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from lorachains.batch import IGNORED, TokenBatch
-from lorachains.scoring import answer_logits, answer_losses, logits_after, mean_per_group
-from tests.adapters import inputs
-from tests.tiny import ARCHITECTURES, tiny_model
+from lorachains import scoring
+from lorachains.batch import IGNORED, pack
+from lorachains.chain import Chain
+from lorachains.packing import hard_route
+from lorachains.scoring import answer_logits, answer_losses, ends_in_head, logits_after, mean_per_group
+from tests.adapters import config, inputs, randomise
+from tests.batches import texts_of
+from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
-
-def batch(padding: bool) -> tuple[TokenBatch, Tensor]:
-    """Three rows of nine tokens with answers of 1, 2 and 4 tokens; with padding, the rows are of other lengths."""
-    tokens = inputs(3)
-    mask, labels = torch.ones_like(tokens), torch.full_like(tokens, IGNORED)
-    for row, (answer, pad) in enumerate([(1, 4), (2, 0), (4, 1)]):
-        end = 9 - pad if padding else 9
-        labels[row, end - answer : end] = tokens[row, end - answer : end]
-        mask[row, end:] = 0
-        tokens[row, end:] = 0
-    return TokenBatch.of_labels(tokens, mask, labels, torch.zeros(3, dtype=torch.int64)), labels
-
-
-@pytest.mark.parametrize("padding", [False, True], ids=["full", "padded"])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_losses_are_transformers_own(arch: str, padding: bool) -> None:
-    model = tiny_model(arch, torch.float64).eval()
-    tokens, labels = batch(padding)
-    losses = answer_losses(model, tokens)
-    assert losses.shape == (7,)
-    theirs = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, labels=labels).loss
-    # transformers takes the loss in float32
-    assert losses.mean().item() == pytest.approx(theirs.item(), rel=1e-6)
-    full = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).logits
-    row, position = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    nll = -full.log_softmax(-1)[row, position, labels[row, position + 1]]
-    assert torch.allclose(losses, nll, rtol=1e-12)
+TEXTS = texts_of((9, 1), (5, 2), (8, 4), (2, 1))
+"""The last one is an answer after a single token."""
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_padding_changes_no_loss(arch: str) -> None:
-    """Each padded row scored alone, without its padding."""
+def test_losses_are_transformers_own(arch: str) -> None:
+    """Of each text alone."""
     model = tiny_model(arch, torch.float64).eval()
-    tokens, labels = batch(padding=True)
-    together = answer_losses(model, tokens)
-    for row in range(3):
-        length = int(tokens.attention_mask[row].sum())
-        alone = TokenBatch.of_labels(
-            tokens.input_ids[row : row + 1, :length],
-            tokens.attention_mask[row : row + 1, :length],
-            labels[row : row + 1, :length],
-            torch.zeros(1, dtype=torch.int64),
-        )
-        assert torch.allclose(answer_losses(model, alone), together[tokens.answer_row == row], rtol=1e-10)
+    batch = pack(TEXTS)
+    losses = answer_losses(model, batch)
+    assert losses.shape == (8,)
+    for i, text in enumerate(TEXTS):
+        ids, labels = torch.tensor([text.input_ids]), torch.tensor([text.labels])
+        mine = losses[batch.candidate == i]
+        # transformers takes the loss in float32
+        assert mine.mean().item() == pytest.approx(model(input_ids=ids, labels=labels).loss.item(), rel=1e-6)
+        (places,) = (labels[0, 1:] != IGNORED).nonzero(as_tuple=True)
+        nll = -model(input_ids=ids).logits[0].log_softmax(-1)[places, labels[0, places + 1]]
+        assert torch.allclose(mine, nll, rtol=1e-10)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -75,12 +57,90 @@ def test_the_model_is_as_before_also_after_an_error() -> None:
 
 
 def test_losses_of_a_half_precision_model_are_float32() -> None:
-    tokens, _ = batch(padding=True)
+    batch = pack(TEXTS)
     model = tiny_model("llama", torch.bfloat16).eval()
-    assert answer_logits(model, tokens).dtype == torch.bfloat16
-    assert answer_losses(model, tokens).dtype == torch.float32
+    assert answer_logits(model, batch).dtype == torch.bfloat16
+    assert answer_losses(model, batch).dtype == torch.float32
 
 
-def test_group_means() -> None:
-    means = mean_per_group(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 0, 2]), 4)
-    assert means.tolist() == [2.0, 0.0, 2.0, 0.0]
+def test_group_means_leave_out_what_is_ignored() -> None:
+    values, group, targets = torch.tensor([1.0, 2.0, 3.0, 9.0, 9.0]), torch.tensor([2, 0, 2, 2, 1]), torch.arange(5)
+    targets[3:] = IGNORED
+    assert mean_per_group(values, group, 4, targets).tolist() == [2.0, 0.0, 2.0, 0.0]
+
+
+def trained(model: PreTrainedModel, arch: str, experts: int = 1, **fields: Any) -> tuple[Tensor, Tensor, set[int]]:
+    """The losses of a batch in training mode, their sum's gradient, and for how many tokens logits are kept for it."""
+    chain = Chain(model.train(), config(arch, **fields), seeds=range(experts))
+    randomise(chain)
+    batch = pack(TEXTS, [2, 0, 2, 0] if experts > 1 else None, experts=experts)
+    chain.route = hard_route(model, batch)
+    kept: set[int] = set()
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.shape[-1:] == (VOCAB_SIZE,) and tensor.shape[0] <= len(batch.targets):
+            kept.add(tensor.shape[0])
+        return tensor
+
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = answer_losses(model, batch)
+    return losses.detach(), chain.differentiate(losses.sum()), kept
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_chunks_give_the_losses_and_gradients_of_the_whole(
+    arch: str, experts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And keep no logits."""
+    expected, its_gradient, all_kept = trained(tiny_model(arch, torch.float64), arch, experts)
+    monkeypatch.setattr(scoring, "CHUNK", 3)
+    losses, gradient, kept = trained(tiny_model(arch, torch.float64), arch, experts)
+    assert len(losses) == 8
+    assert (losses - expected).norm() <= 1e-12 * expected.norm()
+    assert (gradient - its_gradient).norm() <= 1e-12 * its_gradient.norm() != 0
+    assert (all_kept, kept) == ({8}, set())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_chunks_of_an_output_layer_with_an_adapter(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same chunks with all logits kept: dropout draws the same numbers again."""
+    monkeypatch.setattr(scoring, "CHUNK", 3)
+    fields: dict[str, Any] = {"target_modules": ["q_proj", "lm_head"], "lora_dropout": dropout}
+    losses, gradient, _ = trained(tiny_model("llama", torch.float64), "llama", **fields)
+    monkeypatch.setattr(scoring, "checkpoint", lambda function, *args, **_: function(*args))
+    expected, its_gradient, _ = trained(tiny_model("llama", torch.float64), "llama", **fields)
+    assert torch.equal(losses, expected)
+    assert (gradient - its_gradient).norm() <= 1e-12 * its_gradient.norm() != 0
+
+
+@pytest.mark.parametrize(
+    ("arch", "fields"),
+    [
+        ("gemma2", {"head_dim": 8, "final_logit_softcapping": 30.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("granite", {"logits_scaling": 8.0}),
+    ],
+    ids=["capped", "scaled", "divided"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_are_changed_behind_the_output_layer_are_taken_whole(
+    arch: str, fields: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = tiny_model(arch, dtype, **fields).eval(), pack(TEXTS)
+    expected = answer_losses(model, batch)
+    monkeypatch.setattr(scoring, "CHUNK", 3)
+    assert not ends_in_head(model, batch)
+    assert torch.equal(answer_losses(model, batch), expected)
+
+
+def test_trying_the_model_out_leaves_no_trace() -> None:
+    model, batch = tiny_model("llama", attention_dropout=0.5).train(), pack(TEXTS)
+    torch.manual_seed(0)
+    before = answer_losses(model, batch)
+    torch.manual_seed(0)
+    assert ends_in_head(model, batch)
+    assert model.training
+    assert "forward" not in vars(model.lm_head)
+    assert torch.equal(answer_losses(model, batch), before)

@@ -42,10 +42,15 @@ _FIELDS: dict[str, dict[str, Any]] = {
 ARCHITECTURES = tuple(_FIELDS)
 
 
-def tiny_model(arch: str, dtype: torch.dtype = torch.float32, *, seed: int = 0) -> PreTrainedModel:
-    """A model of two layers, hidden size 32 and four heads, without dropout, reading `byte_tokenizer`'s tokens."""
+def tiny_model(arch: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **fields: Any) -> PreTrainedModel:
+    """A model of two layers, hidden size 32 and four heads, without dropout, reading `byte_tokenizer`'s tokens.
+
+    Args:
+        fields: of its config, beside or in place of those here; architectures not named here are much like Llama.
+    """
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = AutoConfig.for_model(arch, vocab_size=VOCAB_SIZE, use_cache=False, **_FIELDS[arch], **special)
+    own = _FIELDS.get(arch, _LLAMA_LIKE) | fields
+    config = AutoConfig.for_model(arch, vocab_size=VOCAB_SIZE, use_cache=False, **own, **special)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -9,16 +9,19 @@ factors themselves are kept in float32 (float64 over a float64 base), as autocas
 """
 
 import math
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from lorachains.errors import LorachainsError
 from lorachains.routing import Routing, lora_delta, routed_bias
+from lorachains.sharding import local, rows
 
 
 class LoraBank(nn.Module):
@@ -29,9 +32,13 @@ class LoraBank(nn.Module):
         lora_B: `(experts, out_features, rank)`, its up-projections.
         lora_bias: `(experts, out_features)`, or `None` without `lora_bias`.
         scaling: `(experts, 1)`, the live link's `alpha / r` (`alpha / √r` with rank-stabilised LoRA).
-        ledger_A, ledger_B, ledger_scale: the tied links side by side along the rank, `(experts, Σ rank, …)`.
+        ledger_A, ledger_B, ledger_scale: the tied links side by side along the rank, `(experts, Σ rank, …)`, and room
+            for more, which is zero (`reserve`).
+        tied: how many ranks of the ledger are taken.
         ledger_bias: `(experts, links, out_features)`, the tied links' biases times their scaling, or `None`.
-        merged: whether the ledger has been merged into the base weight (and is only a record of it).
+        merged: whether tied links go into the base weight (and the ledger is only a record of them).
+        served: while texts are generated, adds each row's links to the base's output: `served(x, y)`. It stands in for
+            the route.
 
     Raises:
         LorachainsError: the base is no linear layer.
@@ -43,13 +50,15 @@ class LoraBank(nn.Module):
     ledger_B: Tensor
     ledger_scale: Tensor
     ledger_bias: Tensor | None
+    served: Callable[[Tensor, Tensor], Tensor] | None
 
     def __init__(self, base_layer: nn.Module, experts: int, routing: Routing, dropout: float = 0.0, bias: bool = False):
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = linear_shape(base_layer)
         self.routing = routing
-        self.merged = False
+        self.merged, self.tied = False, 0
+        self.served = None
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         some: Tensor = next(chain(base_layer.parameters(), base_layer.buffers()))
         dtype = torch.float64 if some.dtype == torch.float64 else torch.float32
@@ -70,13 +79,15 @@ class LoraBank(nn.Module):
         Raises:
             LorachainsError: several adapters, and no route that says which one serves a row.
         """
+        if self.served is not None:
+            return self.served(x, self.base_layer(x))
         route = self.routing.route
         if route is None and len(self.lora_A) > 1:
             raise LorachainsError(
                 f"a bank of {len(self.lora_A)} adapters needs a route: set `chain.route` before the call"
             )
         y = self.base_layer(x)
-        ledger = self.ledger_A.shape[1] > 0 and not self.merged
+        ledger = not self.merged and self.ledger_A.shape[1] > 0
         apart = ledger and self.training and isinstance(self.dropout, nn.Dropout)  # dropout is for the live link only
         if apart:
             y = y + lora_delta(x, self.ledger_A, self.ledger_B, self.ledger_scale, route)
@@ -110,20 +121,34 @@ class LoraBank(nn.Module):
             self.lora_bias.zero_()
 
     @torch.no_grad()
+    def reserve(self, rank: int) -> None:
+        """Makes room in the ledger for `rank` ranks in all, so that a knot neither moves nor reshapes it."""
+        if (more := rank - self.ledger_A.shape[1]) <= 0:
+            return
+        self.ledger_A = F.pad(self.ledger_A, (0, 0, 0, more))
+        self.ledger_B, self.ledger_scale = F.pad(self.ledger_B, (0, more)), F.pad(self.ledger_scale, (0, more))
+
+    @torch.no_grad()
     def record(self) -> None:
         """Appends the live link to the ledger. The caller extends (or merges, then extends) right after."""
-        self.ledger_A = torch.cat([self.ledger_A, self.lora_A], dim=1)
-        self.ledger_B = torch.cat([self.ledger_B, self.lora_B], dim=2)
         rank = self.lora_A.shape[1]
-        self.ledger_scale = torch.cat([self.ledger_scale, self.scaling.expand(-1, rank)], dim=1)
+        self.reserve(self.tied + rank)
+        room = slice(self.tied, self.tied + rank)
+        self.ledger_A[:, room] = self.lora_A
+        self.ledger_B[:, :, room] = self.lora_B
+        self.ledger_scale[:, room] = self.scaling
+        self.tied += rank
         if self.ledger_bias is not None and self.lora_bias is not None:
             self.ledger_bias = torch.cat([self.ledger_bias, (self.scaling * self.lora_bias).unsqueeze(1)], dim=1)
 
     @torch.no_grad()
-    def truncate(self, links: int, rank: int) -> None:
-        """Keeps the ledger's first `links` links, which have `rank` ranks in all."""
-        self.ledger_A, self.ledger_B = self.ledger_A[:, :rank].clone(), self.ledger_B[:, :, :rank].clone()
-        self.ledger_scale = self.ledger_scale[:, :rank].clone()
+    def truncate(self, links: int, rank: int, reserved: int) -> None:
+        """Keeps the ledger's first `links` links, which have `rank` ranks in all, and room for `reserved`."""
+        kept = self.own_tensors()
+        self.tied = rank
+        self.ledger_A, self.ledger_B = kept["ledger_A"][:, :rank].clone(), kept["ledger_B"][:, :, :rank].clone()
+        self.ledger_scale = kept["ledger_scale"][:, :rank].clone()
+        self.reserve(reserved)
         if self.ledger_bias is not None:
             self.ledger_bias = self.ledger_bias[:, :links].clone()
 
@@ -134,21 +159,28 @@ class LoraBank(nn.Module):
         The product and the sum are taken in the adapter's precision and rounded once to the base's.
 
         Returns:
-            The squared Frobenius norms of what the rounding lost, and of the update.
+            The squared Frobenius norms of what the rounding lost, and of the update; of this device's rows of a weight
+            that is divided.
         """
-        update = (self.ledger_B[0, :, ranks] * self.ledger_scale[0, ranks]) @ self.ledger_A[0, ranks]
-        update = update.mT if isinstance(self.base_layer, Conv1D) else update
-        weight = self.base_layer.weight
+        part, weight = rows(self.base_layer.weight), local(self.base_layer.weight)
+        a, b = self.ledger_A[0, ranks], self.ledger_B[0, :, ranks] * self.ledger_scale[0, ranks]
+        update = a.mT[part] @ b.mT if isinstance(self.base_layer, Conv1D) else b[part] @ a
         exact = weight.to(update.dtype) + update
         weight.copy_(exact)
         if self.ledger_bias is not None:
-            bias = self.base_layer.bias
-            bias.copy_(bias.to(update.dtype) + self.ledger_bias[0, link])
+            bias = local(self.base_layer.bias)
+            bias.copy_(bias.to(update.dtype) + self.ledger_bias[0, link, rows(self.base_layer.bias)])
         return float((exact - weight).square().sum()), float(update.square().sum())
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """What was trained, and the ledger; nothing of the base."""
-        return {name: tensor.detach() for name in FIXED_SIZES if (tensor := getattr(self, name)) is not None}
+        """What was trained, and the ledger without its empty room; nothing of the base."""
+        own = {name: tensor.detach() for name in FIXED_SIZES if (tensor := getattr(self, name)) is not None}
+        tied = {
+            "ledger_A": own["ledger_A"][:, : self.tied],
+            "ledger_B": own["ledger_B"][:, :, : self.tied],
+            "ledger_scale": own["ledger_scale"][:, : self.tied],
+        }
+        return own | tied
 
     def take(self, name: str, given: Tensor) -> None:
         """Puts a saved tensor in place.
@@ -167,6 +199,7 @@ class LoraBank(nn.Module):
             mine.data = value
         else:
             setattr(self, name, value)
+            self.tied = self.ledger_A.shape[1]
 
     def why_not_mergeable(self) -> str | None:
         """What keeps a link from being merged into this layer's weight; `None` if nothing does."""

@@ -1,68 +1,236 @@
-"""The batch that every model sees: rows of tokens, and where the answers are in them."""
+"""The batch that every model sees: texts end to end in one stream of tokens, without padding between them.
 
-from dataclasses import dataclass, fields
+Each text attends to itself alone (`segments`), and each block of `BLOCK` tokens belongs to one adapter, so that a bank
+serves all adapters with one batched product. The last token of a text predicts nothing and is left out; candidates that
+differ in their last token only therefore share one text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int32, Int64
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 IGNORED = -100
 """The label of a token that is no part of the answer (transformers' convention)."""
+BLOCK = 16
+"""With several adapters, each one has whole blocks of so many tokens, at least one; what is missing is padding."""
+
+
+FILLING = 64
+"""What fills a batch up is divided into segments of so many tokens, whose attention costs little."""
+SEGMENTS = 32
+"""The number of segments of a filled batch is a multiple of this."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One text and where its answer is. `labels` is aligned with `input_ids` and IGNORED before the answer."""
+
+    input_ids: list[int]
+    labels: list[int]
+    cut: bool = False
+    """Whether the prompt lost tokens to fit `max_length`."""
+
+    @cached_property
+    def stream(self) -> np.ndarray:
+        """What the model reads: all tokens but the last."""
+        return np.array(self.input_ids[:-1], dtype=np.int64)
+
+    @cached_property
+    def answer(self) -> np.ndarray:
+        """The answer's tokens; the first is predicted from the token before it."""
+        start = next((i for i, label in enumerate(self.labels) if i and label != IGNORED), len(self.labels))
+        return np.array(self.labels[start:], dtype=np.int64)
 
 
 @dataclass
 class TokenBatch:
-    """Rows of tokens, padded to one length.
+    """Texts in one stream.
 
     Attributes:
-        task: the index of each row's task.
-        positions: `row · seq + position` of the token *before* each answer token, row by row.
-        targets: the answer tokens.
-        answer_row: the row that each answer token is in.
-        tokens: how many tokens are not padding; known on the host, so that nobody has to ask the device.
+        position_ids: each token's place in its text.
+        bounds: where each segment begins, and the end: `(segments + 1,)`. A segment is a text, or padding.
+        adapters: `(tokens / BLOCK,)` the adapter of each block, ascending; `None` if there is one adapter.
+        ends: `(experts,)` where each adapter's tokens end; `None` if there is one adapter.
+        positions: where in the stream the token *before* each answer token is.
+        targets: the answer tokens; IGNORED where the batch was filled up (`filled`).
+        candidate: which of the texts given each answer token belongs to.
+        served: the adapter of each answer token.
+        lengths: of the segments; known on the host, so that nobody has to ask the device, like all below.
+        texts: which segments are texts.
+        candidates: the number of texts given.
+        counts: how many tokens were given of each adapter, without padding; to all devices, if several share a batch.
+        longest: no segment is longer.
+        shares: if several devices share a batch, the part of each adapter's answer tokens that is in this one.
+    """
+
+    input_ids: Int64[Tensor, " tokens"]
+    position_ids: Int64[Tensor, " tokens"]
+    bounds: Int32[Tensor, " bounds"]
+    adapters: Int64[Tensor, " blocks"] | None
+    ends: Int32[Tensor, " experts"] | None
+    positions: Int64[Tensor, " answers"]
+    targets: Int64[Tensor, " answers"]
+    candidate: Int64[Tensor, " answers"]
+    served: Int64[Tensor, " answers"]
+    lengths: tuple[int, ...]
+    texts: tuple[int, ...]
+    candidates: int
+    counts: tuple[int, ...]
+    longest: int
+    shares: Float64[Tensor, " experts"] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were given, without padding."""
+        return sum(self.counts)
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> "TokenBatch":
+        """The batch on another device; Lightning calls it."""
+        return self.map(lambda tensor: tensor.to(device, **kwargs))
+
+    def pin_memory(self) -> "TokenBatch":
+        """The batch in memory from which a copy to the GPU need not be waited for; a DataLoader calls it."""
+        return self.map(Tensor.pin_memory)
+
+    def map(self, function: Any) -> "TokenBatch":
+        """The batch with a function applied to each of its tensors."""
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The batch's tensors by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def padded(self) -> "PaddedBatch":
+        """The texts one below the other, for architectures that can't read a stream."""
+        pieces = self.input_ids.split(self.lengths)
+        rows = [pieces[i] for i in self.texts]
+        input_ids = pad_sequence(rows, batch_first=True)
+        width, device = input_ids.shape[1], self.input_ids.device
+        starts = list(accumulate(self.lengths, initial=0))
+        offset = torch.tensor([row * width - starts[i] for row, i in enumerate(self.texts)], device=device)
+        segment = torch.bucketize(self.positions, self.bounds.long(), right=True) - 1
+        row = torch.bucketize(segment, torch.tensor(self.texts, device=device))
+        lengths = torch.tensor([len(piece) for piece in rows], device=device)
+        blocks = torch.tensor([starts[i] // BLOCK for i in self.texts], device=device)
+        return PaddedBatch(
+            input_ids,
+            attention_mask=(torch.arange(width, device=device) < lengths.unsqueeze(1)).long(),
+            positions=self.positions + offset[row],
+            adapters=None if self.adapters is None else self.adapters[blocks],
+        )
+
+    def filled(self, longest: int) -> "TokenBatch":
+        """The same batch with more padding, empty segments and ignored targets, so that few sizes are left.
+
+        Args:
+            longest: of all batches to come.
+        """
+        tokens = _round(len(self.input_ids))
+        tail = tokens - len(self.input_ids)
+        padding = [min(FILLING, tail - start) for start in range(0, tail, FILLING)]
+        lengths = [*self.lengths, *padding]
+        lengths += [0] * (-len(lengths) % SEGMENTS)
+        answers = _round(len(self.positions), least=16)
+        bounds = self.bounds.new_tensor([0, *accumulate(lengths)])
+
+        def fill(tensor: Tensor, size: int, value: int = 0) -> Tensor:
+            return torch.cat([tensor, tensor.new_full((size - len(tensor),), value)])
+
+        places = [self.position_ids, *(torch.arange(n) for n in padding)]
+        return replace(
+            self,
+            input_ids=fill(self.input_ids, tokens),
+            position_ids=torch.cat(places),
+            bounds=bounds,
+            adapters=None if self.adapters is None else fill(self.adapters, tokens // BLOCK, len(self.counts) - 1),
+            ends=None if self.ends is None else torch.cat([self.ends[:-1], self.ends.new_tensor([tokens])]),
+            positions=fill(self.positions, answers),
+            targets=fill(self.targets, answers, IGNORED),
+            candidate=fill(self.candidate, answers),
+            served=fill(self.served, answers),
+            lengths=tuple(lengths),
+            longest=max(longest, FILLING),
+        )
+
+
+def _round(size: int, least: int = 64) -> int:
+    """Up to a multiple of `least`, and of a 32nd of the power of two below: few sizes, and little padding."""
+    step = max(least, 1 << max(0, size.bit_length() - 6))
+    return -(-size // step) * step
+
+
+@dataclass
+class PaddedBatch:
+    """Texts one below the other, right-padded.
+
+    Attributes:
+        positions: `row · seq + position` of the token before each answer token.
+        adapters: each row's; `None` if there is one adapter.
     """
 
     input_ids: Int64[Tensor, "rows seq"]
     attention_mask: Int64[Tensor, "rows seq"]
-    task: Int64[Tensor, " rows"]
     positions: Int64[Tensor, " answers"]
-    targets: Int64[Tensor, " answers"]
-    answer_row: Int64[Tensor, " answers"]
-    tokens: int
+    adapters: Int64[Tensor, " rows"] | None
 
-    @classmethod
-    def of_labels(
-        cls,
-        input_ids: Int64[Tensor, "rows seq"],
-        attention_mask: Int64[Tensor, "rows seq"],
-        labels: Int64[Tensor, "rows seq"],
-        task: Int64[Tensor, " rows"],
-    ) -> "TokenBatch":
-        """The batch whose answer tokens are those of `labels` that are not IGNORED; aligned with `input_ids`."""
-        row, position = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        return cls(
-            input_ids, attention_mask, task,
-            positions=row * labels.shape[1] + position, targets=labels[row, position + 1], answer_row=row,
-            tokens=int(attention_mask.sum()),
-        )  # fmt: skip
 
-    @property
-    def labels(self) -> Int64[Tensor, "rows seq"]:
-        """The answer tokens where they stand in `input_ids`, IGNORED elsewhere."""
-        labels = torch.full_like(self.input_ids, IGNORED)
-        labels.view(-1)[self.positions + 1] = self.targets
-        return labels
+def pack(
+    texts: Sequence[Tokens], adapters: Sequence[int] | None = None, pad: int = 0, experts: int | None = None
+) -> TokenBatch:
+    """One batch of texts; those of one adapter side by side, equal ones of one adapter once.
 
-    def to(self, device: torch.device | str, **kwargs: Any) -> "TokenBatch":
-        """The batch on another device; Lightning calls it."""
-        moved = {f.name: getattr(self, f.name).to(device, **kwargs) for f in fields(self) if f.name != "tokens"}
-        return type(self)(**moved, tokens=self.tokens)
-
-    def first(self, rows: int) -> "TokenBatch":
-        """The batch's first `rows` rows."""
-        kept = self.answer_row < rows
-        return TokenBatch(
-            self.input_ids[:rows], self.attention_mask[:rows], self.task[:rows],
-            self.positions[kept], self.targets[kept], self.answer_row[kept], int(self.attention_mask[:rows].sum()),
-        )  # fmt: skip
+    Args:
+        adapters: each text's; `None` if the bank has one adapter.
+        pad: the token that fills up blocks.
+        experts: adapters of the bank; by default as many as `adapters` names.
+    """
+    owners = [0] * len(texts) if adapters is None else list(adapters)
+    experts = experts or max(owners) + 1
+    by_adapter: list[dict[bytes, list[int]]] = [{} for _ in range(experts)]
+    for i, (text, owner) in enumerate(zip(texts, owners, strict=True)):
+        by_adapter[owner].setdefault(text.stream.tobytes(), []).append(i)
+    stream: list[np.ndarray] = []
+    is_text: list[bool] = []
+    ends: list[int] = []
+    answers: list[tuple[int, int]] = []  # candidate, and where its text ends
+    size = 0
+    for shared in by_adapter:
+        for same in shared.values():
+            stream.append(texts[same[0]].stream)
+            is_text.append(True)
+            size += len(stream[-1])
+            answers += [(i, size) for i in same]
+        missing = 0 if adapters is None else -size % BLOCK if shared else BLOCK
+        if missing:
+            stream.append(np.full(missing, pad))
+            is_text.append(False)
+            size += missing
+        ends.append(size)
+    lengths = [len(piece) for piece in stream]
+    counts = [len(texts[i].answer) for i, _ in answers]
+    which = np.repeat([i for i, _ in answers], counts)
+    blocks = np.repeat(np.arange(experts), np.diff(ends, prepend=0) // BLOCK)
+    return TokenBatch(
+        input_ids=torch.from_numpy(np.concatenate(stream)),
+        position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
+        bounds=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        adapters=None if adapters is None else torch.from_numpy(blocks),
+        ends=None if adapters is None else torch.tensor(ends, dtype=torch.int32),
+        positions=torch.from_numpy(np.concatenate([np.arange(end - len(texts[i].answer), end) for i, end in answers])),
+        targets=torch.from_numpy(np.concatenate([texts[i].answer for i, _ in answers])),
+        candidate=torch.from_numpy(which),
+        served=torch.from_numpy(np.array(owners, dtype=np.int64)[which]),
+        lengths=tuple(lengths),
+        texts=tuple(i for i, text in enumerate(is_text) if text),
+        candidates=len(texts),
+        counts=tuple(np.bincount(owners, [len(t.input_ids) for t in texts], experts).astype(int).tolist()),
+        longest=max(lengths),
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,7 +16,9 @@ from transformers import PreTrainedModel
 from lorachains.bank import LoraBank, draw_a
 from lorachains.errors import LorachainsError
 from lorachains.inject import inject, scaling
+from lorachains.packing import packs
 from lorachains.routing import Route, Routing
+from lorachains.sharding import local, over_parts
 
 Mode = Literal["ledger", "merge"]
 
@@ -33,12 +36,15 @@ class Chain:
 
     Args:
         model: its targeted layers are replaced by banks, in place.
-        config: the adapters' PEFT config.
+        config: the adapters' PEFT config; several if they differ in `lora_alpha`, one for each adapter then.
         seeds: one for each adapter. Adapter e's k-th `A` depends on `seeds[e]`, k and the layers' sizes, so it is the
             same whatever the other adapters are.
 
     Attributes:
         banks: the banks by layer name.
+        flat: all live links for the optimizer, `(experts, parameters)` with an adapter a row, in one tensor or in one
+            for each slice of adapters (`split`). The banks' tensors are views of them.
+        layout: changes whenever a tensor that a forward pass reads has moved or has changed its shape.
         ranks: the ranks of the tied links.
         knots: the number of optimizer steps done when each link was tied.
 
@@ -46,10 +52,17 @@ class Chain:
         LorachainsError: the config asks for what a bank can't do, or targets nothing.
     """
 
-    def __init__(self, model: PreTrainedModel, config: LoraConfig, seeds: Sequence[int] = (0,)):
-        self.model, self.config, self.seeds = model, config, list(seeds)
+    def __init__(self, model: PreTrainedModel, config: LoraConfig | Sequence[LoraConfig], seeds: Sequence[int] = (0,)):
+        self.configs = [config] * len(seeds) if isinstance(config, LoraConfig) else list(config)
+        self.model, self.config, self.seeds = model, self.configs[0], list(seeds)
         self.routing = Routing()
-        self.banks: dict[str, LoraBank] = inject(model, config, len(self.seeds), self.routing)
+        packs(model)  # tried out while the model still computes without a route
+        self.banks: dict[str, LoraBank] = inject(model, self.config, len(self.seeds), self.routing)
+        self._storage = torch.empty(0, 0)
+        self.flat = [nn.Parameter(self._storage)]
+        self.layout = 0
+        self._addresses: list[tuple[int, torch.Size]] = []
+        self._reserved = 0
         self.ranks: list[int] = []
         self.knots: list[int] = []
         self._original: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -59,6 +72,11 @@ class Chain:
     def experts(self) -> int:
         """The number of adapters."""
         return len(self.seeds)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the live links are."""
+        return self._storage.device
 
     @property
     def rank(self) -> int:
@@ -83,24 +101,68 @@ class Chain:
         """What is trained: the live link's stacked tensors, each with the adapters along its first dimension."""
         return [p for bank in self.banks.values() for p in (bank.lora_A, bank.lora_B, bank.lora_bias) if p is not None]
 
-    def extend(self, rank: int | None = None, scale: float | None = None, first: bool = False) -> None:
+    @torch.no_grad()
+    def flatten(self) -> None:
+        """Lays the live links side by side in `flat`, and the banks' tensors over it as views.
+
+        Called by everything here that changes a live link; to be called after the model has moved to another device.
+        """
+        tensors = self.parameters()
+        size = sum(tensor[0].numel() for tensor in tensors)
+        like, storage = tensors[0], self._storage
+        if storage.shape != (self.experts, size) or (storage.device, storage.dtype) != (like.device, like.dtype):
+            self._storage = like.new_empty(self.experts, size)
+            self.split([len(rows) for rows in self.flat] if len(self.flat) > 1 else [self.experts])
+        start = 0
+        for tensor in tensors:
+            view = self._storage[:, start : start + tensor[0].numel()].view(tensor.shape)
+            start += tensor[0].numel()
+            if view.data_ptr() != tensor.data_ptr():
+                view.copy_(tensor)
+                tensor.data = view
+        self._notice_moves()
+
+    def split(self, sizes: Sequence[int]) -> None:
+        """Divides `flat` into tensors of so many adapters each, for optimizers with settings of their own."""
+        if len(sizes) != len(self.flat):
+            self.flat = [nn.Parameter(torch.empty(0)) for _ in sizes]
+        for parameter, rows in zip(self.flat, self._storage.split(list(sizes)), strict=True):
+            parameter.grad = None
+            parameter.data = rows
+
+    def add_gradient(self, whole: Float[Tensor, "experts parameters"], weight: float = 1.0) -> None:
+        """Adds to the gradients of `flat`."""
+        for parameter, rows in zip(self.flat, whole.split([len(p) for p in self.flat]), strict=True):
+            parameter.grad = rows * weight if parameter.grad is None else parameter.grad.add_(rows, alpha=weight)
+
+    def differentiate(self, loss: Tensor) -> Float[Tensor, "experts parameters"]:
+        """The gradient of a scalar with respect to all live links, laid out as `flat`."""
+        return torch.cat([gradient.flatten(1) for gradient in torch.autograd.grad(loss, self.parameters())], 1)
+
+    def reserve(self, rank: int) -> None:
+        """Makes room in the ledgers for `rank` ranks in all: knots then leave all shapes and addresses as they are."""
+        self._reserved = rank
+        for bank in self.banks.values():
+            bank.reserve(rank)
+        self._notice_moves()
+
+    def extend(self, rank: int | None = None, alpha_over: int | None = None, first: bool = False) -> None:
         """Begins a fresh link: Gaussian (or uniform) `A`, zero `B` (§3.2 "Extend the chain").
 
         Args:
             rank: the new link's, the config's by default.
-            scale: its scaling, by default the config's alpha over `rank` (or over its root).
+            alpha_over: the rank by which (or by whose root) alpha is divided, by default `rank`.
             first: whether `A` is drawn as the first link's was, `A_0` of Algorithm 1, rather than afresh (§3.2). With
                 another rank it can't be the same.
         """
         rank = rank or self.config.r
         link = 0 if first else len(self.ranks)
         generators = [torch.Generator().manual_seed(seed * 1_000_003 + link) for seed in self.seeds]
-        scales = torch.full(
-            (self.experts,), scaling(self.config, rank) if scale is None else scale, dtype=torch.float64
-        )
+        scales = torch.tensor([scaling(config, alpha_over or rank) for config in self.configs], dtype=torch.float64)
         for bank in self.banks.values():
             draws = [draw_a(self.config.init_lora_weights, rank, bank.in_features, g) for g in generators]
             bank.extend(torch.stack(draws), scales)
+        self.flatten()
 
     def tie(self, step: int, mode: Mode = "ledger") -> float:
         """Ties a knot (§3.2): the live link goes into the ledger and, in merge mode, into the base weights as well.
@@ -126,6 +188,7 @@ class Chain:
         self.knots.append(step)
         for bank in self.banks.values():
             bank.record()
+        self._notice_moves()
         return self._merge_link(len(self.ranks) - 1) if mode == "merge" else 0.0
 
     def check_mergeable(self) -> None:
@@ -151,7 +214,7 @@ class Chain:
         was_merged = self.merged
         self.ranks, self.knots = self.ranks[:links], self.knots[:links]
         for bank in self.banks.values():
-            bank.truncate(links, sum(self.ranks))
+            bank.truncate(links, sum(self.ranks), self._reserved)
         if was_merged:
             self._restore_original()
             for link in range(links):
@@ -189,6 +252,7 @@ class Chain:
                 bank.ledger_B[expert, :, sum(self.ranks[: link.links]) :] = 0
                 if bank.ledger_bias is not None:
                     bank.ledger_bias[expert, link.links :] = 0
+        self.flatten()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that was trained, and the ledger; nothing of the base. Flat: `<layer>.<tensor>`."""
@@ -215,11 +279,20 @@ class Chain:
         for name, bank in self.banks.items():
             for key in bank.own_tensors():
                 bank.take(key, state[f"{name}.{key}"])
+            bank.reserve(self._reserved)
+        self.flatten()
         self._restore_original()
         if bool(state["chain.merged"]):
             self._keep_original()
             for link in range(len(self.ranks)):
                 self._merge_link(link)
+
+    def _notice_moves(self) -> None:
+        tensors = [t for bank in self.banks.values() for t in (*bank.parameters(False), *bank.buffers(False))]
+        addresses = [(t.data_ptr(), t.shape) for t in tensors]
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self.layout += 1
 
     def _merge_link(self, link: int) -> float:
         start = sum(self.ranks[:link])
@@ -228,6 +301,7 @@ class Chain:
             bank.merged = True
             bank_lost, bank_update = bank.merge(link, slice(start, start + self.ranks[link]))
             lost, update = lost + bank_lost, update + bank_update
+        lost, update = over_parts(self.model, lost, update)
         return (lost / update) ** 0.5 if update else 0.0
 
     def _keep_original(self) -> None:
@@ -236,15 +310,15 @@ class Chain:
             for name, bank in self.banks.items():
                 bias = bank.base_layer.bias if bank.lora_bias is not None else None
                 self._original[name] = (
-                    bank.base_layer.weight.detach().cpu().clone(),
-                    None if bias is None else bias.detach().cpu().clone(),
+                    local(bank.base_layer.weight.detach()).cpu().clone(),
+                    None if bias is None else local(bias.detach()).cpu().clone(),
                 )
 
     @torch.no_grad()
     def _restore_original(self) -> None:
         for name, (weight, bias) in self._original.items():
             layer = self.banks[name].base_layer
-            layer.weight.copy_(weight)
+            local(layer.weight).copy_(weight)
             if bias is not None:
-                layer.bias.copy_(bias)
+                local(layer.bias).copy_(bias)
             self.banks[name].merged = False

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from lorachains.errors import LorachainsError
 
 log = logging.getLogger(__name__)
 
-UNHASHED = ("hydra", "resume", "overwrite", "logger", "checkpoint_every")
+UNHASHED = ("hydra", "resume", "overwrite", "logger", "checkpoint_every", "checkpoint_seconds")
 """Top-level settings that don't change what a run computes."""
 
 
@@ -45,6 +46,9 @@ def run_name(_root_: DictConfig) -> str:
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
+STARTED = time.strftime("%Y-%m-%d_%H-%M-%S")
+OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)  # the same for all jobs of a multirun
+
 
 def one_line_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Turns an error of the input, however deep it was raised, into one line on standard error and exit code 1.
@@ -58,7 +62,7 @@ def one_line_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig],
         try:
             return task(cfg)
         except Exception as error:
-            cause = _told(error)
+            cause = told(error)
             if cause is None:
                 raise
             log.debug("traceback", exc_info=error)
@@ -81,12 +85,14 @@ def check_settings(cfg: DictConfig) -> None:
     for key, least, most in (("seed", 0, 2**32 - 1), ("checkpoint_every", 1, sys.maxsize)):
         if type(cfg[key]) is not int or not least <= cfg[key] <= most:
             raise LorachainsError(f"{key} is {cfg[key]!r}: give a whole number from {least} to {most}")
+    if not isinstance(cfg.checkpoint_seconds, int | float) or not cfg.checkpoint_seconds >= 0:
+        raise LorachainsError(f"checkpoint_seconds is {cfg.checkpoint_seconds!r}: give a number, 0 or more")
     for key in ("resume", "overwrite"):
         if not isinstance(cfg[key], bool):
             raise LorachainsError(f"{key} is {cfg[key]!r}: give true or false")
 
 
-def _told(error: BaseException) -> str | None:
+def told(error: BaseException) -> str | None:
     """What to tell the user of an error that the input has caused; `None` if it is a fault of the program."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:

@@ -13,11 +13,15 @@ from rich.progress import track
 
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
+from lorachains.data import Serving
 from lorachains.errors import LorachainsError
-from lorachains.evaluation import predict, summarise
+from lorachains.evaluation import candidate_losses, generate, generator, predict, summarise
 from lorachains.loading import attach_adapter
 from lorachains.of_run import split_arguments, take_from_run
+from lorachains.packing import packs
+from lorachains.routing import Routing
 from lorachains.run_folder import RunFolder
+from lorachains.scoring import answer_losses
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -26,16 +30,21 @@ def evaluate(cfg: DictConfig) -> None:
         raise LorachainsError(f"split is {cfg.split!r}: choose val or test")
     base = instantiate(cfg.model)
     data = instantiate(cfg.data, tokenizer=base.tokenizer)
-    if cfg.adapter:
-        attach_adapter(base, Path(cfg.adapter))
+    routing = attach_adapter(base, Path(cfg.adapter)).routing if cfg.adapter else Routing()
     data.setup("test")
     data.check_fits(getattr(base.model.config, "max_position_embeddings", None))
+    data.serve(Serving(), by_length=not packs(base.model))
     loader = data.val_dataloader() if cfg.split == "val" else data.test_dataloader()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = base.model.eval().to(device)
-    batches = track(loader, f"{cfg.split} rows", transient=True, console=Console(stderr=True))
-    answers = [predict(model, base.tokenizer, b.to(device), data.tasks, data.max_new_tokens) for b in batches]
-    predictions = [prediction for batch in answers for prediction in batch]
+    continue_ = generator(base, routing, graphs=device.type == "cuda")
+    predictions = []
+    for batch in track(loader, f"{cfg.split} rows", transient=True, console=Console(stderr=True)):
+        here = batch.to(device)
+        with torch.no_grad():
+            losses = candidate_losses(here.scored, answer_losses(model, here.scored)).tolist()
+        texts = generate(continue_, base.tokenizer, here.prompts, data.max_new_tokens) if here.prompts else []
+        predictions += predict(here, losses, texts, [data.tasks])
     metrics = {f"{cfg.split}/{key}": value for key, value in summarise(predictions, data.tasks).items()}
     print(json.dumps(metrics, indent=2))
     if cfg.output:

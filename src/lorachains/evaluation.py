@@ -1,16 +1,21 @@
 """Scores examples: candidates by their log-likelihood, free answers by greedy generation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lorachains.batch import TokenBatch
-from lorachains.data import EvalBatch, Example, Task
-from lorachains.scoring import answer_losses, mean_per_group
+from lorachains.data import EvalBatch, Task
+from lorachains.data.tokens import Encoded, padding_token
+from lorachains.generation import Generator
+from lorachains.models import LanguageModel
+from lorachains.routing import Routing
+from lorachains.scoring import mean_per_group
 
 
 @dataclass(frozen=True)
@@ -39,50 +44,51 @@ class Prediction:
         return asdict(self)
 
 
-@torch.no_grad()
 def predict(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: EvalBatch, tasks: Sequence[Task],
-    max_new_tokens: int, route: Callable[[TokenBatch], None] = lambda batch: None,
-) -> list[Prediction]:  # fmt: skip
-    """Answers a batch of examples.
+    batch: EvalBatch, losses: Sequence[float], texts: Sequence[str], tasks: Sequence[Sequence[Task]]
+) -> list[Prediction]:
+    """What the model answered to a batch of examples.
 
     A candidate's score is the mean log-likelihood of its tokens (Malladi et al. 2023, App. E), and the best wins.
 
     Args:
-        max_new_tokens: the longest free answer.
-        route: tells the model which adapter serves which row; called before each forward pass over other rows.
+        losses: the mean negative log-likelihood of each candidate's tokens, in nats, example by example.
+        texts: the free answers, if the examples have no candidates.
+        tasks: each run's.
     """
-    route(batch.scored)
-    losses = answer_losses(model, batch.scored)
-    per_row = mean_per_group(losses, batch.scored.answer_row, len(batch.scored.input_ids)).tolist()
-    tokens = batch.scored.answer_row.bincount(minlength=len(per_row)).tolist()
-    texts: list[str] = []
-    if batch.prompts is not None:
-        route(batch.prompts)
-        texts = generate(model, tokenizer, batch.prompts, max_new_tokens)
-    by_name = {task.name: task for task in tasks}
     predictions, start = [], 0
-    for i, (example, choices, gold) in enumerate(
-        zip(batch.examples, batch.choices.tolist(), batch.gold.tolist(), strict=True)
-    ):
-        scores = [-loss for loss in per_row[start : start + choices]]
+    for i, (run, row) in enumerate(zip(batch.runs, batch.rows, strict=True)):
+        example, end = row.example, start + len(row.choices)
+        scores = [-loss for loss in losses[start:end]]
         text = texts[i] if texts else example.candidates[scores.index(max(scores))]
-        predictions.append(_prediction(example, by_name[example.task], text, scores, gold, tokens[start + gold]))
-        start += choices
+        predictions.append(_prediction(row, tasks[run][row.task], text, scores))
+        start = end
     return predictions
 
 
+def candidate_losses(
+    batch: TokenBatch, losses: Float[Tensor, " answers"]
+) -> Float[Tensor, " candidates"]:
+    """The mean negative log-likelihood of each candidate's tokens, in nats, of that of each answer token."""
+    candidate, targets = (tensor.to(losses.device, non_blocking=True) for tensor in (batch.candidate, batch.targets))
+    return mean_per_group(losses, candidate, batch.candidates, targets)
+
+
+def generator(base: LanguageModel, routing: Routing, graphs: bool) -> Generator:
+    """What continues prompts for a model and the banks in it.
+
+    Args:
+        graphs: whether decode steps are replayed as CUDA graphs.
+    """
+    return Generator(base.model, routing, padding_token(base.tokenizer), base.tokenizer.eos_token_id, graphs)
+
+
 def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: TokenBatch, max_new_tokens: int
-) -> list[str]:
-    """Greedy continuations of left-padded prompts, up to the end-of-sequence token, without surrounding white space."""
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    decoder: Any = model  # its `generate` has no types
-    tokens = decoder.generate(prompts.input_ids, attention_mask=prompts.attention_mask, generation_config=config)
-    new = tokens[:, prompts.input_ids.shape[1] :]
+    generator: Generator, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+    adapters: Int64[Tensor, " prompts"] | None = None,
+) -> list[str]:  # fmt: skip
+    """Greedy continuations of prompts, up to the end-of-sequence token, without surrounding white space."""
+    new = generator(prompts, max_new_tokens, adapters)
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
@@ -118,9 +124,10 @@ def score_of(summary: dict[str, float]) -> float:
     return next(value for key, value in summary.items() if key != "loss")
 
 
-def _prediction(example: Example, task: Task, text: str, scores: list[float], gold: int, tokens: int) -> Prediction:
+def _prediction(row: Encoded, task: Task, text: str, scores: list[float]) -> Prediction:
+    example = row.example
     return Prediction(
         task=task.name, source=example.source, prompt=example.prompt, answer=example.answer, prediction=text,
-        score=task.score(text, example), loss=-scores[gold], tokens=tokens,
+        score=task.score(text, example), loss=-scores[example.gold], tokens=len(row.choices[example.gold].answer),
         candidates=scores if example.candidates else [],
     )  # fmt: skip

@@ -16,7 +16,8 @@ def wandb_logger(save_dir: str, project: str, group: str, tags: list[str], **kwa
     # Not Lightning's `offline`: it sets WANDB_MODE, which wandb has read by then, and the next job would find it set.
     mode = os.environ.get("WANDB_MODE") or (None if wandb.login(prompt=False) else "offline")
     return WandbLogger(
-        name=Path(save_dir).name, save_dir=save_dir, project=project, group=group, tags=tags, mode=mode, **kwargs
+        name=Path(save_dir).name, save_dir=save_dir, project=project, group=group, tags=tags, mode=mode,
+        reinit="create_new", **kwargs
     )
 
 

@@ -9,6 +9,8 @@ weight decay included, and a schedule never touches the optimizer.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ class Optim:
     """The optimizer recipe of a run.
 
     Args:
-        lr: the peak learning rate, one for all adapters or one for each.
+        lr: the peak learning rate, one for all adapters of a run or one for each.
         optimizer: makes a torch optimizer of parameters, at any learning rate (it is set to 1).
         schedule: "linear" to zero over its span (the paper's, App. A.1), "cosine" to zero, "constant".
         warmup: optimizer steps over which the rate rises linearly to its peak, the first one not at zero.
@@ -53,9 +55,12 @@ class Optim:
         """The peak rates as a list, of one item if all adapters share it."""
         return list(self.lr) if isinstance(self.lr, Sequence) else [self.lr]
 
-    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimizer at learning rate 1."""
-        return rate_one(self.optimizer(parameters))
+    @property
+    def settings(self) -> tuple[Any, dict[str, Any]]:
+        """The optimizer's class and what it is given; recipes with equal ones can step as one tensor."""
+        if isinstance(self.optimizer, partial):
+            return self.optimizer.func, self.optimizer.keywords
+        return self.optimizer, {}
 
     def factor(self, step: int, span: int, warmup: int | None = None) -> float:
         """The share of the peak rate for the optimizer step after `step` steps of a schedule `span` steps long.
@@ -76,8 +81,27 @@ class Optim:
                 return 1.0
 
 
-def rate_one(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Sets the learning rate of every parameter group to 1, in place."""
+def alike(recipes: Sequence[Optim]) -> list[int]:
+    """The lengths of the longest stretches of recipes whose optimizers have the same settings."""
+    return [len(list(stretch)) for _, stretch in groupby(recipe.settings for recipe in recipes)]
+
+
+def build(recipes: Sequence[Optim], slices: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """A fresh optimizer at learning rate 1.
+
+    Args:
+        recipes: one for each adapter, of one class of optimizer.
+        slices: the adapters' parameters, one tensor for each stretch of `alike` recipes.
+
+    Raises:
+        LorachainsError: the recipes are of different classes of optimizers.
+    """
+    first = [sum(alike(recipes)[:i]) for i in range(len(slices))]
+    settings = [recipes[i].settings for i in first]
+    if len({kind for kind, _ in settings}) > 1:
+        raise LorachainsError("optim.optimizer differs in its class between adapters of one bank: train them apart")
+    groups = [{"params": [rows], **given} for rows, (_, given) in zip(slices, settings, strict=True)]
+    optimizer: torch.optim.Optimizer = settings[0][0](groups, **settings[0][1])
     for group in optimizer.param_groups:
         group["lr"] = 1.0
     return optimizer
@@ -110,7 +134,7 @@ class AdapterRates:
     """Scales each adapter's step of an optimizer by the adapter's own learning rate.
 
     Args:
-        optimizer: at learning rate 1, over tensors with the adapters along their first dimension.
+        optimizer: at learning rate 1, over tensors with adapters along their first dimension, in order.
         rates: `(experts,)`, the learning rates of the next step; assign new ones before each step.
     """
 
@@ -126,9 +150,9 @@ class AdapterRates:
 
     @torch.no_grad()
     def _scale(self, *_: Any) -> None:
-        for parameter, before in self._before:
-            rates = self.rates.to(parameter.dtype).view(-1, *[1] * (parameter.dim() - 1))
-            parameter.copy_(torch.lerp(before, parameter, rates))
+        parts = self.rates.split([len(before) for _, before in self._before])
+        for (parameter, before), rates in zip(self._before, parts, strict=True):
+            parameter.copy_(torch.lerp(before, parameter, rates.to(parameter.dtype).unsqueeze(1)))
         self._before = []
 
 
@@ -138,19 +162,22 @@ def forget(optimizer: torch.optim.Optimizer, fresh: torch.optim.Optimizer) -> No
     That is COLA's reset of "all of the optimizer states" (§3.2), Adam's step count and Adagrad's initial sums included,
     for any torch optimizer and also where the parameters have changed their shape.
     """
-    optimizer.load_state_dict(rate_one(fresh).state_dict())
+    optimizer.load_state_dict(fresh.state_dict())
 
 
 @torch.no_grad()
-def clip_per_adapter(parameters: Sequence[nn.Parameter], max_norm: float) -> Float[Tensor, " experts"]:
+def clip_per_adapter(slices: Sequence[nn.Parameter], max_norm: float) -> Float[Tensor, " experts"]:
     """Scales each adapter's gradient to a norm of at most `max_norm`, in place, whatever the other adapters' are.
 
+    Args:
+        slices: `(adapters, parameters)` each.
+
     Returns:
-        Each adapter's gradient norm (over all its tensors) before clipping.
+        Each adapter's gradient norm before clipping.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
-    shrink = (max_norm / (norms + 1e-6)).clamp(max=1.0)  # 1e-6 as in torch.nn.utils.clip_grad_norm_
-    for gradient in gradients:
-        gradient.mul_(shrink.view(-1, *[1] * (gradient.dim() - 1)))
-    return norms
+    norms = []
+    for rows in slices:
+        assert rows.grad is not None
+        norms.append(rows.grad.norm(dim=1))
+        rows.grad.mul_((max_norm / (norms[-1] + 1e-6)).clamp(max=1.0).unsqueeze(1))  # 1e-6 as in clip_grad_norm_
+    return torch.cat(norms)

@@ -27,20 +27,27 @@ PREFIX = "base_model.model."
 FINGERPRINT = "base_fingerprint.txt"
 
 
-def save_adapter(chain: Chain, folder: Path, base_name: str, base_fingerprint: str, expert: int = 0) -> None:
+def save_adapter(chain: Chain, folder: Path, base_name: str, base_fingerprint: str, expert: int = 0) -> int:
     """Writes one adapter's whole chain, ledger and live link, as a PEFT adapter.
 
-    A live link whose `B` is still zero adds nothing and is left out, unless it is all there is. A chain that was merged
+    Ranks whose `B` is zero in all layers add nothing and are left out, unless there are no others: a live link that was
+    never trained, or a link that only other adapters of the chain have. A chain that was merged
     into bfloat16 weights is written as it was learned: on the original base it gives what the merge would have without
     its rounding.
 
     Args:
         base_name: what `from_pretrained` is to load as the base (PEFT's `base_model_name_or_path`).
         base_fingerprint: of the base's weights, so that a wrong base is noticed at loading.
+
+    Returns:
+        The rank of the adapter written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    live = not chain.ranks or any(bank.lora_B[expert].any() for bank in chain.banks.values())
-    columns = [_columns(bank, expert, live) for bank in chain.banks.values()]
+    columns = [_columns(bank, expert) for bank in chain.banks.values()]
+    kept = torch.stack([(b != 0).any(0) for _, b, _, _ in columns]).any(0)
+    if not kept.any():
+        kept[-chain.rank :] = True
+    columns = [(a[kept], b[:, kept], scale[kept], bias) for a, b, scale, bias in columns]
     scales = {float(s) for _, _, scale, _ in columns for s in scale}
     common = scales.pop() if len(scales) == 1 else 1.0
     tensors = {}
@@ -60,6 +67,7 @@ def save_adapter(chain: Chain, folder: Path, base_name: str, base_fingerprint: s
     )  # fmt: skip
     config.save_pretrained(str(folder))
     (folder / FINGERPRINT).write_text(base_fingerprint + "\n")
+    return rank
 
 
 def read_config(folder: Path) -> LoraConfig:
@@ -143,12 +151,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise LorachainsError(f"{path} can't be read ({error}): it is damaged, copy or train it again") from error
 
 
-def _columns(bank: LoraBank, expert: int, live: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _columns(bank: LoraBank, expert: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """`A (Σ rank, in)`, `B (out, Σ rank)`, the scale of each rank, and the scaled bias of one adapter's chain."""
-    rank = bank.lora_A.shape[1] if live else 0
-    a = torch.cat([bank.ledger_A[expert], bank.lora_A[expert, :rank]])
-    b = torch.cat([bank.ledger_B[expert], bank.lora_B[expert, :, :rank]], dim=1)
-    scale = torch.cat([bank.ledger_scale[expert], bank.scaling[expert].expand(rank)])
+    a = torch.cat([bank.ledger_A[expert], bank.lora_A[expert]])
+    b = torch.cat([bank.ledger_B[expert], bank.lora_B[expert]], dim=1)
+    scale = torch.cat([bank.ledger_scale[expert], bank.scaling[expert].expand(bank.lora_A.shape[1])])
     if bank.lora_bias is None or bank.ledger_bias is None:
         return a, b, scale, None
     return a, b, scale, bank.ledger_bias[expert].sum(0) + bank.scaling[expert] * bank.lora_bias[expert]

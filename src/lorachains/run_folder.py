@@ -18,6 +18,9 @@ from lorachains.evaluation import Prediction
 
 log = logging.getLogger(__name__)
 
+ELSEWHERE = frozenset({"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"})
+"""Settings that say where a run is computed; it may be resumed elsewhere."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -60,15 +63,12 @@ class RunFolder:
         self._check_same(settings)
         return True
 
-    def begin(self, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> Path | None:
+    def begin(self, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
         """Makes the folder ready for a run with these settings.
-
-        Returns:
-            The checkpoint to go on from, or `None` to start from the beginning.
 
         Raises:
             LorachainsError: the folder holds results or a checkpoint that are neither to be resumed nor overwritten, or
-                a run with other settings than the one to be resumed, or its checkpoint can't be read.
+                a run with other settings than the one to be resumed.
         """
         if (self.metrics.is_file() or self.checkpoint.is_file()) and not resume and not overwrite:
             raise LorachainsError(
@@ -84,13 +84,6 @@ class RunFolder:
             self._check_same(settings)
         self.path.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(dict(settings)), self.config)
-        if not resume:
-            return None
-        if not self.checkpoint.is_file():
-            log.warning("resume=true, but %s does not exist: starting from the beginning", self.checkpoint)
-            return None
-        check_readable(self.checkpoint)
-        return self.checkpoint
 
     def write_metrics(self, metrics: Mapping[str, float | int | str | None]) -> None:
         """Writes `metrics.json`: its presence says that the run is finished, so it is written whole or not at all."""
@@ -117,7 +110,7 @@ class RunFolder:
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         before, now = (flat(OmegaConf.to_container(OmegaConf.load(self.config))), flat(settings))
-        for key in sorted(before.keys() | now.keys()):
+        for key in sorted((before.keys() | now.keys()) - ELSEWHERE):
             if before.get(key) != now.get(key):
                 raise LorachainsError(
                     f"resume=true, but {key} is {now.get(key)!r} here and {before.get(key)!r} in {self.config}: "
@@ -125,8 +118,16 @@ class RunFolder:
                 )
 
 
-def check_readable(checkpoint: Path) -> None:
-    """Raises a LorachainsError if the checkpoint is damaged."""
+def resumable(checkpoint: Path) -> Path | None:
+    """The checkpoint, if there is one to go on from. Raises a LorachainsError if it is damaged."""
+    if not checkpoint.is_file():
+        log.warning("resume=true, but %s does not exist: starting from the beginning", checkpoint)
+        return None
+    _check_readable(checkpoint)
+    return checkpoint
+
+
+def _check_readable(checkpoint: Path) -> None:
     try:
         with zipfile.ZipFile(checkpoint) as parts:
             if damaged := parts.testzip():  # torch.load doesn't look at the checksums

@@ -1,5 +1,6 @@
-"""A run, from fit to the files in its folder: what `train.py` schedules."""
+"""A session: runs that are trained side by side, from fit to the files in their folders."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
@@ -7,27 +8,40 @@ from lightning.pytorch.loggers import Logger
 
 from lorachains.callbacks.checkpoint import LastCheckpoint
 from lorachains.callbacks.progress import Progress, Throughput
+from lorachains.data import RunsDataModule
 from lorachains.evaluation import summarise
 from lorachains.memory import peak_memory
 from lorachains.methods import Lora
 from lorachains.models import fingerprint
+from lorachains.parallel import gathered, writes
 from lorachains.peft_format import save_adapter
 from lorachains.run_folder import RunFolder
+
+Outcome = dict[str, float] | Exception
+"""A run's metrics, or what ended it."""
 
 
 class Session:
     """Fits a method, tests it at its last and at its best epoch, and writes what came out.
 
     Args:
-        folder: where to.
+        folders: each run's.
+        loggers: each run's.
+        checkpoint: the file from which all runs can go on.
         every: optimizer steps between two checkpoints.
+        seconds: at least so many between two checkpoints.
+        forks: further files, by the number of optimizer steps after which the state is saved there.
     """
 
-    def __init__(self, method: Lora, data: L.LightningDataModule, folder: RunFolder, logger: Logger, every: int):
-        self.method, self.data, self.folder, self.logger = method, data, folder, logger
+    def __init__(
+        self, method: Lora, data: RunsDataModule, folders: Sequence[RunFolder], loggers: Sequence[Logger],
+        checkpoint: Path, every: int, seconds: float = 0.0, forks: Mapping[int, Path] | None = None,
+    ):  # fmt: skip
+        self.method, self.data, self.folders, self.loggers = method, data, folders, loggers
         self.fingerprint = fingerprint(method.model)  # before training: a merge changes the weights
         self.throughput = Throughput()
-        self.callbacks: list[L.Callback] = [self.throughput, Progress(), LastCheckpoint(folder.checkpoint, every)]
+        saving = LastCheckpoint(checkpoint, every, seconds, forks)
+        self.callbacks: list[L.Callback] = [self.throughput, Progress(), saving]
 
     def fit(self, trainer: L.Trainer, checkpoint: Path | None) -> None:
         """Trains to the end, from the checkpoint if there is one; validates the last step if no epoch ended there."""
@@ -36,45 +50,70 @@ class Session:
         if self.method.best.validated != trainer.global_step:
             trainer.validate(self.method, self.data, verbose=False)
 
-    def finish(self) -> dict[str, float]:
-        """Tests, saves the adapter and the predictions, and writes `metrics.json`.
+    def finish(self) -> list[Outcome]:
+        """Tests, saves the adapters and the predictions, and writes each run's `metrics.json`.
 
         Returns:
-            The metrics, flat: `<split>/<metric>` at the best epoch, `<split>_last/…` at the last.
+            Each run's metrics, flat: `<split>/<metric>` at the best epoch, `<split>_last/…` at the last; or what ended
+            it.
         """
         best = self.method.best
-        links = len(self.method.chain.ranks) + 1  # before the best epoch takes some back
+        chain = self.method.chain
+        links, trained = len(chain.ranks) + 1, sum(p[0].numel() for p in chain.parameters())  # not the best epoch's
         last = self._test()
         best.restore(self.method)
         at_best = last if all(b.step == self.trainer.global_step for b in best.best) else self._test()
-        self.folder.write_predictions(self.method.predictions["test"])
-        metrics = {f"test/{k}": v for k, v in at_best.items()} | {f"test_last/{k}": v for k, v in last.items()}
-        for expert, (name, moment) in enumerate(zip(self.method.names, best.best, strict=True)):
-            alone = len(self.method.names) == 1
-            folder = self.folder.adapter if alone else self.folder.adapters / name
-            save_adapter(self.method.chain, folder, self.method.base.name, self.fingerprint, expert)
-            of = "" if alone else f"{name}/"
+        outcomes: list[Outcome] = []
+        for run, folder in enumerate(self.folders):
+            if run in self.method.failures:
+                outcomes.append(self.method.failures[run])
+                continue
+            metrics = {f"test/{k}": v for k, v in at_best[run].items()} | {
+                f"test_last/{k}": v for k, v in last[run].items()
+            }
+            metrics |= self._save(run, folder) | self._costs(run)
+            metrics |= {"train/links": links, "adapter/trainable_parameters": trained * len(self.method.names)}
+            self.loggers[run].log_metrics(metrics, step=self.trainer.global_step)
+            if writes():
+                folder.write_metrics(metrics)
+            outcomes.append(metrics)
+        return outcomes
+
+    def _test(self) -> list[dict[str, float]]:
+        """Each run's."""
+        self.trainer.test(self.method, self.data, verbose=False)
+        predictions = self.method.predictions["test"]
+        return [summarise(of_run, run.tasks) for of_run, run in zip(predictions, self.data.runs, strict=True)]
+
+    def _save(self, run: int, folder: RunFolder) -> dict[str, float]:
+        """Writes a run's predictions and adapters; returns the validation metrics at their best epochs."""
+        if writes():
+            folder.write_predictions(self.method.predictions["test"][run])
+        names, metrics = self.method.names, dict[str, float]()
+        for i, name in enumerate(names):
+            expert = run * len(names) + i
+            moment = self.method.best.best[expert]
+            path = folder.adapter if len(names) == 1 else folder.adapters / name
+            if writes():
+                metrics["adapter/rank"] = save_adapter(
+                self.method.chain, path, self.method.base.name, self.fingerprint, expert
+            )
+            of = "" if len(names) == 1 else f"{name}/"
             metrics |= {f"val/{of}{k}": v for k, v in moment.summary.items()} | {
                 f"best/{of}optimizer_step": moment.step
             }
-        metrics |= self._costs() | {"train/links": links}
-        self.logger.log_metrics(metrics, step=self.trainer.global_step)
-        self.folder.write_metrics(metrics)
         return metrics
 
-    def _test(self) -> dict[str, float]:
-        self.trainer.test(self.method, self.data, verbose=False)
-        return summarise(self.method.predictions["test"], self.method.tasks)
-
-    def _costs(self) -> dict[str, float]:
-        peak = peak_memory(self.method.device)
-        memory = {} if peak is None else {"run/peak_memory_bytes": peak}
+    def _costs(self, run: int) -> dict[str, float]:
+        peaks = [peak for peak in gathered(peak_memory(self.method.device)) if peak is not None]
+        memory = {"run/peak_memory_bytes": max(peaks)} if peaks else {}
+        each = len(self.method.names)
+        tokens = self.throughput.counts[run * each : (run + 1) * each]
         return memory | {
             "train/optimizer_steps": self.trainer.global_step,
-            "train/tokens": self.throughput.tokens,
+            "train/tokens": sum(tokens),
             "train/seconds": self.throughput.seconds,
             "train/tokens_per_second": self.throughput.tokens / max(self.throughput.seconds, 1e-9),
             "run/seconds": self.throughput.run_seconds(),
-            "adapter/trainable_parameters": sum(p.numel() for p in self.method.chain.parameters()),
-            "adapter/rank": sum(self.method.chain.ranks) + self.method.chain.rank,
+            "run/side_by_side": len(self.folders),
         }

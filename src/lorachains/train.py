@@ -5,16 +5,12 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from lightning import seed_everything
 from omegaconf import DictConfig
 
 from lorachains.cli import check_settings, one_line_errors, settings_of
 from lorachains.config import conf_dir
-from lorachains.loggers import finishing
-from lorachains.memory import reset_peak
+from lorachains.jobs import Job, train_jobs
 from lorachains.run_folder import RunFolder
-from lorachains.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -24,21 +20,14 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     """One run, from the config to `metrics.json`."""
     check_settings(cfg)
-    folder, settings = RunFolder(Path(HydraConfig.get().runtime.output_dir)), settings_of(cfg)
-    if cfg.resume and folder.finished(settings):
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    if cfg.resume and folder.finished(settings_of(cfg)):
         log.info("%s is finished: nothing to resume", folder.path)
         return
-    checkpoint = folder.begin(settings, cfg.resume, cfg.overwrite)
-    reset_peak()
-    seed_everything(cfg.seed, verbose=False)
-    base = instantiate(cfg.model)
-    data = instantiate(cfg.data, tokenizer=base.tokenizer)
-    method = instantiate(cfg.method, base=base)
-    with finishing(instantiate(cfg.logger), settings) as logger:
-        session = Session(method, data, folder, logger, cfg.checkpoint_every)
-        session.fit(instantiate(cfg.trainer, logger=logger, callbacks=session.callbacks), checkpoint)
-        metrics = session.finish()
-    log.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith(("test", "val"))))
+    (outcome,) = train_jobs([Job(cfg, folder)])
+    if isinstance(outcome, Exception):
+        raise outcome
+    log.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in outcome.items() if k.startswith(("test", "val"))))
     log.info("%s", folder.path)
 
 

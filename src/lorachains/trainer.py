@@ -1,14 +1,23 @@
-"""Lightning's Trainer, with an end after so many optimizer steps that a resumed run reaches too."""
+"""Lightning's Trainer, with an end after so many optimizer steps that a resumed run reaches too, on several devices."""
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from lorachains.errors import LorachainsError
+from lorachains.graphs import decoder_layers
+from lorachains.parallel import check_same, devices, started_here
+from lorachains.sharding import shard
+
+if TYPE_CHECKING:
+    from lorachains.methods import Lora
 
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13; nothing a user can mend
+warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged is the same on all devices
 
 
 class StopAfter(L.Callback):
@@ -30,25 +39,106 @@ class StopAfter(L.Callback):
             trainer.should_stop = True
 
 
+class Devices(DDPStrategy):
+    """A process for each device, with a model that isn't wrapped: the method itself adds the gradients up.
+
+    DDP's wrapper waits for gradients of a `loss.backward()` that there is not, and copies the frozen weights around.
+
+    Args:
+        sharded: whether the base is divided over the devices (FSDP2); what is trained is whole on each.
+
+    Raises:
+        LorachainsError: a sharded base can't do what the run needs.
+    """
+
+    def __init__(self, sharded: bool = False):
+        super().__init__()
+        self.sharded = sharded
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Moves the model to its device, or divides it."""
+        if self.sharded:
+            method: Any = self.lightning_module
+            if any(row.prompt for run in method.data.runs for split in ("val", "test") for row in run.rows(split)):
+                raise LorachainsError(
+                    "trainer.strategy=fsdp2 can't generate free answers, whose lengths differ between devices: use ddp"
+                )
+            shard(method.model, decoder_layers(method.model), method.chain.parameters(), self.root_device)
+        super(DDPStrategy, self).setup(trainer)
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:  # type: ignore[override]
+        return model
+
+    def teardown(self) -> None:
+        """Leaves a divided model where it is; Lightning moves a whole one to the host."""
+        if not self.sharded:
+            super().teardown()
+            return
+        for part in (self.cluster_environment, self.precision_plugin, self.accelerator):
+            assert part is not None
+            part.teardown()
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """A sharded base takes a checkpoint's merges shard by shard."""
+        return self.sharded
+
+
+class SameOnAllDevices(L.Callback):
+    """Checks after each knot and before each validation that all devices hold the same adapters, bit for bit.
+
+    Raises:
+        LorachainsError: they don't.
+    """
+
+    def __init__(self) -> None:
+        self.knots = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: "Lora", *_: Any) -> None:  # type: ignore[override]
+        if len(pl_module.chain.knots) > self.knots:
+            self.knots = len(pl_module.chain.knots)
+            self._check(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: "Lora") -> None:  # type: ignore[override]
+        self._check(trainer, pl_module)
+
+    def _check(self, trainer: L.Trainer, pl_module: "Lora") -> None:
+        check_same(pl_module.chain.flat, f"after optimizer step {trainer.global_step}")
+
+
 class Trainer(L.Trainer):
-    """Lightning's Trainer, but for `max_steps`.
+    """Lightning's Trainer, but for `max_steps`, and with an own strategy for several devices.
 
     With Lightning's own `max_steps` (2.6), a run resumed at an epoch's end counts that epoch twice and, with
     `max_epochs` as well, ends too early.
 
     Args:
         max_steps: optimizer steps after which training ends, if `max_epochs` doesn't end it before; -1 for no limit.
+        compile: whether passes over the model are compiled and replayed as CUDA graphs: "auto" (where that can be
+            done), true or false.
+        strategy: how several devices share a run: "ddp" (also "auto"), each has the whole model; "fsdp2", each has a
+            part of every frozen weight.
         kwargs: see `lightning.Trainer`.
 
     Raises:
-        LorachainsError: a value that Lightning would take and that makes no sense, or more than one device.
+        LorachainsError: a value that Lightning would take and that makes no sense, or that can't be done.
     """
 
-    def __init__(self, *, max_steps: int = -1, callbacks: list[L.Callback], **kwargs: Any):
+    def __init__(
+        self, *, max_steps: int = -1, compile: bool | str = "auto", strategy: str = "auto",
+        callbacks: list[L.Callback], **kwargs: Any,
+    ):  # fmt: skip
         _check(kwargs | {"max_steps": max_steps})
+        _check_strategy(strategy, kwargs)
+        if _several(kwargs):
+            callbacks = [*callbacks, SameOnAllDevices()]
+            kwargs |= {"strategy": Devices(strategy == "fsdp2"), "use_distributed_sampler": False}
+            if started_here():
+                kwargs["plugins"] = LightningEnvironment()  # within a job of SLURM there may be srun's variables
         self._max_optimizer_steps = max_steps
+        self.compile = str(compile).lower()
         limit = [StopAfter(max_steps)] if max_steps >= 0 else []
-        super().__init__(callbacks=[*callbacks, *limit], **kwargs)
+        super().__init__(callbacks=[*callbacks, *limit], inference_mode=False, **kwargs)
 
     @property
     def estimated_stepping_batches(self) -> int | float:
@@ -67,12 +157,20 @@ def _check(settings: dict[str, Any]) -> None:
         raise LorachainsError(f"trainer.gradient_clip_val is {clip!r}: give a norm above 0, or null for no clipping")
     if settings.get("gradient_clip_algorithm", "norm") != "norm":
         raise LorachainsError(f"trainer.gradient_clip_algorithm is {settings['gradient_clip_algorithm']!r}: only norm")
-    devices = settings.get("devices", 1)
-    if (
-        not (devices in (1, "1", "auto") or (isinstance(devices, Sequence) and len(devices) == 1))
-        or settings.get("num_nodes", 1) != 1
-    ):
-        raise LorachainsError(f"trainer.devices is {devices!r}: a run uses one device")
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         if settings.get(key) == 0:
             raise LorachainsError(f"trainer.{key} is 0: each split is needed, give a number above 0")
+
+
+def _several(settings: dict[str, Any]) -> bool:
+    return devices(settings) * int(settings.get("num_nodes", 1)) > 1
+
+
+def _check_strategy(strategy: str, settings: dict[str, Any]) -> None:
+    if strategy not in ("auto", "ddp", "fsdp2"):
+        raise LorachainsError(f"trainer.strategy is {strategy!r}: choose auto, ddp or fsdp2")
+    if strategy == "fsdp2" and not _several(settings):
+        raise LorachainsError("trainer.strategy=fsdp2 divides the model over devices: set trainer.devices to 2 or more")
+    for key, size in {"limit_val_batches": "data.val_size", "limit_test_batches": "data.test_size"}.items():
+        if _several(settings) and settings.get(key) not in (None, 1.0):
+            raise LorachainsError(f"trainer.{key} is {settings[key]!r} on each of several devices: set {size} instead")

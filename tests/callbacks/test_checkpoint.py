@@ -1,14 +1,18 @@
 """The checkpoint is there when it should be, and whole at any moment."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 
+from lorachains.callbacks import checkpoint
 from lorachains.callbacks.checkpoint import LastCheckpoint
-from lorachains.run_folder import check_readable
+from lorachains.run_folder import resumable
 from tests.runs import fit, make_method
 
 
@@ -39,8 +43,33 @@ def test_saved_every_so_many_optimizer_steps_and_after_each_epoch(
     saves = Saves(tmp_path / "deep" / "last.ckpt", every)
     fit(make_method(), f"trainer.accumulate_grad_batches={accumulate}", callbacks=[saves])
     assert saves.steps == steps
-    check_readable(saves.path)
+    assert resumable(saves.path) == saves.path
     assert torch.load(saves.path, weights_only=True)["global_step"] == steps[-1]
+
+
+def test_no_two_checkpoints_within_so_many_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that says how many optimizer steps are done, also at the end of an epoch (7, 14, 21)."""
+
+    class Clock(L.Callback):
+        now = 0
+
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            self.now = trainer.global_step
+
+    clock = Clock()
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    path = tmp_path / "last.ckpt"
+    saved: list[int] = []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            if path.is_file():
+                saved.append(torch.load(path, weights_only=True)["global_step"])
+
+    fit(make_method(), callbacks=[clock, LastCheckpoint(path, 2, seconds=5), Look()])
+    gaps = [later - earlier for earlier, later in pairwise([0, *sorted(set(saved))])]
+    assert len(gaps) >= 3
+    assert all(5 <= gap <= 5 + 2 for gap in gaps)
 
 
 def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,5 +89,5 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         fit(make_method(), callbacks=[LastCheckpoint(path, 100), DiskFull()])
     monkeypatch.undo()
-    check_readable(path)
+    assert resumable(path) == path
     assert torch.load(path, weights_only=True)["global_step"] == 7

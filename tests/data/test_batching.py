@@ -13,8 +13,9 @@ from .stub import examples
 _LENGTHS = random.Random(0).choices(range(10, 500), k=1003)
 
 
-def test_every_row_comes_once_an_epoch_and_the_short_batch_is_kept() -> None:
-    batches = epoch_batches(_LENGTHS, 8, seed=0, epoch=0)
+@pytest.mark.parametrize("by_length", [False, True])
+def test_every_row_comes_once_an_epoch_and_the_short_batch_is_kept(by_length: bool) -> None:
+    batches = epoch_batches(_LENGTHS, 8, seed=0, epoch=0, by_length=by_length)
     assert sorted(chain.from_iterable(batches)) == list(range(1003))
     assert sorted(map(len, batches)) == [3] + [8] * 125
 
@@ -25,24 +26,38 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert orders[0] != orders[2] != orders[3] != orders[0]
 
 
+def _padding(batches: list[list[int]]) -> float:
+    """By the tokens of all rows."""
+    padded = sum(max(_LENGTHS[i] for i in batch) * len(batch) for batch in batches)
+    return padded / sum(_LENGTHS) - 1
+
+
+def test_batches_are_random() -> None:
+    assert _padding(epoch_batches(_LENGTHS, 8, seed=0, epoch=0)) > 0.7  # drawn blindly
+
+
 def test_batches_are_bucketed_by_length_but_in_random_order() -> None:
-    batches = epoch_batches(_LENGTHS, 8, seed=0, epoch=0)
-    padding = sum(max(_LENGTHS[i] for i in batch) * len(batch) - sum(_LENGTHS[i] for i in batch) for batch in batches)
-    assert padding < 0.05 * sum(_LENGTHS)  # batches drawn blindly would have 75%
+    batches = epoch_batches(_LENGTHS, 8, seed=0, epoch=0, by_length=True)
+    assert _padding(batches) < 0.05
     longest = [max(_LENGTHS[i] for i in batch) for batch in batches]
     rises = sum(a < b for a, b in pairwise(longest))
     assert 0.35 * len(longest) < rises < 0.65 * len(longest)
 
 
-def test_evaluation_batches_keep_examples_whole_within_the_limit() -> None:
+@pytest.mark.parametrize("by_length", [False, True])
+def test_evaluation_batches_keep_examples_whole_within_the_limit(by_length: bool) -> None:
+    """Candidates in order or the longest first; free answers, whose prompts are padded, always the longest first."""
     rows = encode_eval(byte_tokenizer(), examples(20) + examples(9, name="free", candidates=()), 0, 99)
-    batches = evaluation_batches(rows, 7)
+    batches = evaluation_batches(rows, 7, by_length)
     assert sorted(chain.from_iterable(batches)) == list(range(29))
     assert [len(batch) for batch in batches] == [3] * 6 + [2] + [7, 2]
     for batch in batches:
         assert len({row.prompt is None for row in (rows[i] for i in batch)}) == 1
-    lengths = [rows[i].length for i in chain.from_iterable(batches[:7])]
-    assert lengths == sorted(lengths, reverse=True)
+    chosen, free = list(chain.from_iterable(batches[:7])), list(chain.from_iterable(batches[7:]))
+    for order in (chosen, free) if by_length else (free,):
+        lengths = [rows[i].length for i in order]
+        assert lengths == sorted(lengths, reverse=True)
+    assert by_length or chosen == list(range(20))
 
 
 def test_an_example_with_more_candidates_than_the_limit_has_its_own_batch() -> None:

@@ -1,4 +1,5 @@
 import logging
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lorachains.config import conf_dir
 from lorachains.data import TaskDataModule
 from lorachains.errors import LorachainsError
 from lorachains.models import byte_tokenizer
+from tests.batches import rebuilt
 
 from .stub import stub_module
 
@@ -21,29 +23,36 @@ def test_tasks_are_mixed_and_marked() -> None:
     module.setup("fit")
     assert [task.name for task in module.tasks] == ["stub", "free"]
     assert module.counts == {split: {"stub": n, "free": n} for split, n in [("train", 27), ("val", 5), ("test", 6)]}
-    batches = list(module.train_dataloader())
-    assert torch.cat([batch.task for batch in batches]).bincount().tolist() == [27, 27]
-    assert any(len(batch.task.unique()) == 2 for batch in batches)
+    rows = module.rows("train")
+    places = [[rows[row] for _, row in batch] for batch in module.train_dataloader().batches]
+    assert Counter(row.task for batch in places for row in batch) == {0: 27, 1: 27}
+    assert any(len({row.task for row in batch}) == 2 for batch in places)
     for batch in chain(module.val_dataloader(), module.test_dataloader()):
-        named = [module.tasks[index].name for index in batch.scored.task]
-        assert named == [e.task for e, n in zip(batch.examples, batch.choices, strict=True) for _ in range(n)]
-        assert (batch.prompts is None) == (batch.examples[0].task == "stub")
+        assert [module.tasks[row.task].name for row in batch.rows] == [row.example.task for row in batch.rows]
+        assert (not batch.prompts) == (batch.rows[0].example.task == "stub")
 
 
 def test_order_seed_changes_the_order_and_seed_the_rows() -> None:
     def texts(**changes: Any) -> list[list[int]]:
         module = stub_module(byte_tokenizer(), **changes)
         module.setup()
-        return [
-            ids[mask.bool()].tolist()
-            for batch in module.train_dataloader()
-            for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
-        ]
+        return [text.input_ids for batch in module.train_dataloader() for text in rebuilt(batch)]
 
     assert texts() == texts()
     assert texts() != texts(order_seed=1)
     assert sorted(texts()) == sorted(texts(order_seed=1))
     assert sorted(texts()) != sorted(texts(seed=1))
+
+
+def test_the_same_rows_in_another_order() -> None:
+    """`in_order` is the module of another order seed, without reading or encoding anything again."""
+    module = stub_module(byte_tokenizer())
+    module.setup()
+    again, asked = module.in_order(1), stub_module(byte_tokenizer(), order_seed=1)
+    asked.setup()
+    assert all(again.rows(split) is module.rows(split) for split in ("train", "val", "test"))
+    ours, theirs, first = ([rebuilt(batch) for batch in data.train_dataloader()] for data in (again, asked, module))
+    assert ours == theirs != first
 
 
 def test_loaders_leave_the_global_random_state_alone() -> None:

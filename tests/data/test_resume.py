@@ -18,7 +18,7 @@ from .stub import stub_module
 _EPOCHS = 3
 _BATCHES = 7  # 27 rows, 4 a batch
 
-Seen = list[tuple[int, list[list[int]]]]
+Seen = list[tuple[int, list[int]]]
 
 
 class Recorder(LightningModule):
@@ -36,8 +36,8 @@ class Recorder(LightningModule):
         return self.weight * 1.0
 
     def validation_step(self, batch: EvalBatch) -> None:
-        self.validated += len(batch.examples)
-        self.log("val/loss", 0.0, batch_size=len(batch.examples))
+        self.validated += len(batch.rows)
+        self.log("val/loss", 0.0, batch_size=len(batch.rows))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)

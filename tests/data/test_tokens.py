@@ -1,12 +1,11 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lorachains.batch import IGNORED
-from lorachains.data import Example
+from lorachains.data import Example, Serving
 from lorachains.data.tokens import (
     collate_eval,
     collate_train,
@@ -15,6 +14,7 @@ from lorachains.data.tokens import (
     padding_token,
 )
 from lorachains.errors import LorachainsError
+from tests.batches import rebuilt
 
 _CORPUS = ["It was great. It was terrible?\nYes", "Is it true? Yes or No?\nNo", "one two three 1 2 3"] * 4
 _SPECIAL = ["<bos>", "<eos>"]
@@ -113,47 +113,52 @@ def test_an_answer_that_does_not_fit_is_refused(template: str | None) -> None:
         encode_train(tokenizer, [free], 0, n_answer)
 
 
-def test_training_batches_are_right_padded() -> None:
+def test_training_batches_hold_the_gold_texts() -> None:
     tokenizer = _bpe(None)
     rows = encode_train(tokenizer, [_CHOICE, _FREE], 0, 99) + encode_train(tokenizer, [_NEWLINE], 1, 99)
-    batch = collate_train(rows, pad=7)
-    assert batch.task.tolist() == [0, 0, 1]
-    for index, row in enumerate(rows):
-        n, (text,) = row.length, row.choices
-        assert batch.input_ids[index].tolist() == text.input_ids + [7] * (batch.input_ids.shape[1] - n)
-        assert batch.attention_mask[index].tolist() == [1] * n + [0] * (batch.input_ids.shape[1] - n)
-        assert batch.labels[index].tolist() == text.labels + [IGNORED] * (batch.input_ids.shape[1] - n)
-    assert {t.dtype for t in (batch.input_ids, batch.attention_mask, batch.labels, batch.task)} == {torch.int64}
+    batch = collate_train([(0, row) for row in rows], Serving(), pad=7)
+    assert rebuilt(batch) == [row.choices[0] for row in rows]
+    assert batch.adapters is None
+    assert batch.tokens == sum(row.length for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("serving", "adapters"),
+    [(Serving(), None), (Serving(2, 1), [0, 0, 1]), (Serving(2, 2), [0, 1, 2])],
+    ids=str,
+)
+def test_each_run_has_adapters_of_its_own(serving: Serving, adapters: list[int] | None) -> None:
+    """One for all its tasks, or one for each."""
+    tokenizer = _bpe(None)
+    (first,), (other,) = encode_eval(tokenizer, [_FREE], 0, 99), encode_eval(tokenizer, [_UNICODE], 1, 99)
+    rows = [(0, first), (0, other), (1, first)]
+    assert serving.adapters(rows) == adapters
+    batch = collate_eval(rows, serving, pad=0)
+    assert batch.runs == [0, 0, 1]
+    assert rebuilt(batch.scored) == [row.choices[0] for _, row in rows]
+    served = [int(batch.scored.served[batch.scored.candidate == i][0]) for i in range(3)]
+    assert served == (adapters or [0, 0, 0])
+    assert (None if batch.adapters is None else batch.adapters.tolist()) == adapters
 
 
 def test_eval_batches_hold_candidates_example_by_example() -> None:
     tokenizer = _bpe(None)
     three = Example("t", "Is it?", " No", "f:9", (" Yes", " No", " one"))
-    batch = collate_eval(encode_eval(tokenizer, [_CHOICE, three], 2, 99), pad=0)
-    assert batch.examples == [_CHOICE, three]
-    assert batch.choices.tolist() == [2, 3]
-    assert batch.gold.tolist() == [1, 1]
-    assert batch.scored.task.tolist() == [2] * 5
-    assert batch.prompts is None
-    texts = [
-        tokenizer.decode(ids[mask.bool()])
-        for ids, mask in zip(batch.scored.input_ids, batch.scored.attention_mask, strict=True)
-    ]
+    rows = encode_eval(tokenizer, [_CHOICE, three], 2, 99)
+    batch = collate_eval([(0, row) for row in rows], Serving(), pad=0)
+    assert batch.rows == rows
+    assert batch.prompts == []
+    texts = [tokenizer.decode(text.input_ids) for text in rebuilt(batch.scored)]
     assert texts == [e.prompt + c for e in (_CHOICE, three) for c in e.candidates]
 
 
-def test_prompts_to_generate_from_are_left_padded() -> None:
+def test_prompts_to_generate_from_end_where_the_answer_begins() -> None:
     tokenizer = _bpe("<bos> $A")
-    batch = collate_eval(encode_eval(tokenizer, [_FREE, _UNICODE], 0, 99), pad=0)
-    assert batch.prompts is not None
-    assert batch.prompts.attention_mask[:, -1].tolist() == [1, 1]
-    assert batch.prompts.labels.eq(IGNORED).all()
-    assert (batch.choices.tolist(), batch.gold.tolist()) == ([1, 1], [0, 0])
-    prompts = [
-        tokenizer.decode(ids[mask.bool()])
-        for ids, mask in zip(batch.prompts.input_ids, batch.prompts.attention_mask, strict=True)
+    batch = collate_eval([(0, row) for row in encode_eval(tokenizer, [_FREE, _UNICODE], 0, 99)], Serving(), pad=0)
+    assert [tokenizer.decode(ids) for ids in batch.prompts] == ["<bos>" + _FREE.prompt, "<bos>" + _UNICODE.prompt]
+    assert [tokenizer.decode(text.input_ids) for text in rebuilt(batch.scored)] == [
+        "<bos>" + e.prompt + e.answer + "<eos>" for e in (_FREE, _UNICODE)
     ]
-    assert prompts == ["<bos>" + _FREE.prompt, "<bos>" + _UNICODE.prompt]
 
 
 def test_padding_falls_back_to_eos() -> None:
@@ -170,7 +175,8 @@ def test_tokenizers_without_eos_are_refused_for_free_answers() -> None:
 
 
 def test_batches_move_between_devices() -> None:
-    batch = collate_eval(encode_eval(_bpe(None), [_FREE], 0, 99), pad=0).to("meta")
-    assert batch.prompts is not None
-    tensors = [batch.scored.input_ids, batch.prompts.input_ids, batch.choices, batch.gold]
+    rows = encode_eval(_bpe(None), [_FREE], 0, 99)
+    batch = collate_eval([(0, rows[0]), (1, rows[0])], Serving(runs=2), pad=0).to("meta")
+    assert batch.adapters is not None
+    tensors = [*batch.scored.tensors().values(), batch.adapters]
     assert {tensor.device.type for tensor in tensors} == {"meta"}

@@ -13,8 +13,9 @@ from torch import Tensor
 from lorachains.batch import TokenBatch
 from lorachains.errors import LorachainsError
 from lorachains.methods import Cola, Lora
+from lorachains.optim import build
 from tests.adapters import inputs
-from tests.runs import Log, States, cola, fit, language_model, make_method, run, same
+from tests.runs import DIVERGING, Log, States, cola, fit, language_model, make_method, run, same
 
 TOTAL = 21
 
@@ -121,7 +122,7 @@ def test_after_a_knot_nothing_is_left_of_the_optimizer(monkeypatch: pytest.Monke
     def spying(self: Cola, probe: TokenBatch) -> None:
         assert self.trainer.optimizers[0].state_dict()["state"]
         original(self, probe)
-        fresh = self.optim.build(self.chain.parameters())
+        fresh = build(self.optims, self.chain.flat)
         at_knots.append((str(self.trainer.optimizers[0].state_dict()), str(fresh.state_dict())))
 
     class AdamSteps(L.Callback):
@@ -167,7 +168,7 @@ def test_a_link_is_a_lora_run_of_its_own_on_the_merged_base(first: bool) -> None
     class SkipFirstEpoch(L.Callback):
         def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             loader: Any = trainer.train_dataloader
-            loader.load_state_dict({**loader.state_dict(), "epoch": 1})
+            loader.load_state_dict({"runs": [{**loader.state_dict()["runs"][0], "epoch": 1}]})
 
     fit(second, "trainer.max_epochs=2", callbacks=[SkipFirstEpoch()])
     for layer, bank in second.chain.banks.items():
@@ -215,7 +216,7 @@ def test_a_bfloat16_ledger_loses_nothing(caplog: pytest.LogCaptureFixture) -> No
 
 def test_divergence_is_one_clear_error_also_at_a_knot() -> None:
     with pytest.raises(LorachainsError, match="diverged"):
-        fit(make_method(*at(5), "optim=sgd", "optim.lr=1e6"))
+        fit(make_method(*at(5), *DIVERGING))
 
 
 class Logits(L.Callback):
@@ -289,12 +290,12 @@ def test_each_adapter_returns_to_its_own_best_epoch(tmp_path: Path, monkeypatch:
 
     class Losses(L.Callback):
         def on_validation_end(self, trainer: L.Trainer, pl_module: Lora) -> None:  # type: ignore[override]
-            losses[trainer.global_step] = {p.source: p.loss for p in pl_module.predictions["val"]}
+            losses[trainer.global_step] = {p.source: p.loss for p in pl_module.predictions["val"][0]}
 
     trainer = fit(method, callbacks=[states, Losses()], tasks=["one", "two"])
     method.best.restore(method)
     trainer.validate(method, datamodule=trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
-    for prediction in method.predictions["val"]:
+    for prediction in method.predictions["val"][0]:
         step = 14 if prediction.task == "one" else 28
         assert prediction.loss == pytest.approx(losses[step][prediction.source], rel=1e-12)
 

@@ -8,33 +8,47 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from peft import PeftModel
+from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import get_linear_schedule_with_warmup
 
-from lorachains.batch import TokenBatch
+from lorachains.batch import Tokens
+from lorachains.data import Serving, TaskDataModule
+from lorachains.data.batching import TrainLoader
+from lorachains.data.tokens import collate_train
 from lorachains.errors import LorachainsError
-from lorachains.methods import Lora
 from tests.adapters import peft_twin
-from tests.runs import PER_EPOCH, Log, States, fit, language_model, make_data, make_method, same
+from tests.runs import DIVERGING, PER_EPOCH, Log, States, fit, language_model, make_data, make_method, same
 
 EPOCHS = 3
+
+
+def padded(texts: list[Tokens]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, attention mask and labels as a Hugging Face model takes them."""
+    ids, labels = ([torch.tensor(getattr(t, name)) for t in texts] for name in ("input_ids", "labels"))
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    return pad_sequence(ids, batch_first=True), mask, pad_sequence(labels, batch_first=True, padding_value=-100)
 
 
 def by_hand(twin: PeftModel, accumulate: int, clip: float | None) -> PeftModel:
     """AdamW at 5e-3 with a linear schedule over three epochs of the stub's data."""
     data = make_data(language_model())
     data.setup()
-    loader = data.train_dataloader()
+    order, rows = data.train_dataloader().batches, data.rows("train")
     trained = [p for p in twin.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, EPOCHS * -(-PER_EPOCH // accumulate))
     for _ in range(EPOCHS):
-        for i, batch in enumerate(loader):
+        for i, batch in enumerate(order):
+            ids, mask, labels = padded([rows[row].choices[0] for _, row in batch])
             # not the model's own loss, which transformers takes in float32
-            logits = twin(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten())
-            (loss / accumulate).backward()
+            logits = twin(input_ids=ids, attention_mask=mask).logits
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            loss.backward()
             if (i + 1) % accumulate == 0 or i + 1 == PER_EPOCH:
+                for p in trained:  # not (loss / accumulate).backward(): transformers' RMSNorm rounds to float32
+                    p.grad = None if p.grad is None else p.grad / accumulate
                 if clip:
                     torch.nn.utils.clip_grad_norm_(trained, clip)
                 optimizer.step()
@@ -64,12 +78,15 @@ def test_the_base_stays_as_it_was() -> None:
             assert torch.equal(tensor, untouched[name.replace(".base_layer", "")])
 
 
-def test_the_seed_is_all_that_a_run_depends_on() -> None:
-    """With dropout, whatever the global random state was."""
+@pytest.mark.parametrize("where", ["adapter", "model"])
+def test_the_seed_is_all_that_a_run_depends_on(where: str) -> None:
+    """With dropout, whatever the global random state was; OPT's own is a function, not a module."""
+    overrides = ["adapter.lora_dropout=0.2"] if where == "adapter" else []
     ends = []
     for seed, state in ((0, 1), (0, 2), (1, 1)):
+        base = language_model() if where == "adapter" else language_model("opt", dropout=0.2)
         torch.manual_seed(state)
-        method = make_method(f"seed={seed}", "adapter.lora_dropout=0.2")
+        method = make_method(f"seed={seed}", *overrides, base=base)
         fit(method)
         ends.append(method.state_dict())
     assert same(ends[0], ends[1])
@@ -107,17 +124,18 @@ def test_rates_fall_linearly_by_optimizer_step(accumulate: int) -> None:
     assert log.of("train/lr") == pytest.approx([5e-3 * (1 - step / total) for step in range(total)])
 
 
-class OneTask(Lora):
-    """Trains only on the rows of one task, the adapter's own."""
+def one_task(task: int, **settings: Any) -> TaskDataModule:
+    """The batches of several tasks, with nothing left in them but the rows of one."""
+    data = make_data(language_model(), **settings)
+    original = data.train_dataloader
 
-    task = 0
+    def train_dataloader() -> TrainLoader:
+        loader = original()
+        loader.collate_fn = lambda rows: collate_train([(0, row) for _, row in rows if row.task == task], Serving(), 0)
+        return loader
 
-    def losses(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
-        kept = batch.task == self.task
-        rows = kept.nonzero().squeeze(1)
-        labels = batch.labels[rows]
-        mine = TokenBatch.of_labels(batch.input_ids[rows], batch.attention_mask[rows], labels, batch.task[rows])
-        return super().losses(mine)
+    data.train_dataloader = train_dataloader  # type: ignore[method-assign]
+    return data
 
 
 @pytest.mark.parametrize(("optim", "clip"), [("adamw", "null"), ("adamw", "0.3"), ("sgd", "null")])
@@ -129,11 +147,8 @@ def test_two_adapters_train_each_as_if_alone(optim: str, clip: str) -> None:
     both = make_method(*fields, base=language_model(dtype=torch.float64), names=["one", "two"])
     fit(both, *trainer, **data)
     for expert in (0, 1):
-        template = make_method(*fields, base=language_model(dtype=torch.float64))
-        config = template.chain.config
-        alone = OneTask(language_model(dtype=torch.float64), config, template.optim, seed=expert)
-        alone.task = expert
-        fit(alone, *trainer, **data)
+        alone = make_method(*fields, f"seed={expert}", base=language_model(dtype=torch.float64))
+        fit(alone, *trainer, module=one_task(expert, **data))
         for layer, bank in both.chain.banks.items():
             for name in ("lora_A", "lora_B"):
                 ours, theirs = getattr(bank, name)[expert], getattr(alone.chain.banks[layer], name)[0]
@@ -170,17 +185,17 @@ def test_each_adapter_answers_its_own_task() -> None:
     method = make_method(names=["one", "two"])
     trainer = fit(method, tasks=["one", "two"])
     trainer.validate(method, make_data(method.base, tasks=["one", "two"]), verbose=False)
-    before = {p.source: p.loss for p in method.predictions["val"]}
+    before = {p.source: p.loss for p in method.predictions["val"][0]}
     for bank in method.chain.banks.values():
         bank.lora_B.data[1] += 1.0
     trainer.validate(method, make_data(method.base, tasks=["one", "two"]), verbose=False)
-    changed = {p.source for p in method.predictions["val"] if p.loss != before[p.source]}
-    assert changed == {p.source for p in method.predictions["val"] if p.task == "two"}
+    changed = {p.source for p in method.predictions["val"][0] if p.loss != before[p.source]}
+    assert changed == {p.source for p in method.predictions["val"][0] if p.task == "two"}
 
 
 def test_divergence_is_one_clear_error() -> None:
     with pytest.raises(LorachainsError, match=r"training has diverged; lower optim.lr \(1000000.0\)"):
-        fit(make_method("optim=sgd", "optim.lr=1e6"))
+        fit(make_method(*DIVERGING))
 
 
 def test_a_run_without_end_is_refused() -> None:

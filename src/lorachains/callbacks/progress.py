@@ -2,12 +2,16 @@
 
 import logging
 import time
-from typing import Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
 from lorachains.batch import TokenBatch
+
+if TYPE_CHECKING:
+    from lorachains.methods.lora import Lora
 
 log = logging.getLogger(__name__)
 
@@ -15,12 +19,17 @@ log = logging.getLogger(__name__)
 class Progress(RichProgressBar):
     """A bar with loss, learning rate, link, validation score, speed in tokens a second, and the time left."""
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: L.Trainer, pl_module: "Lora") -> dict[str, Any]:  # type: ignore[override]
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        if "train/tokens_per_second" in shown:
-            shown["tokens/s"] = shown.pop("train/tokens_per_second")
-        shown.pop("val/loss", None)  # the log has it; a bar of one line has not the room
+        journal = pl_module.journal.shown
+        scores = [name for name in journal if name.startswith("val/") and name.count("/") == 1]
+        for name in ("link", "train/loss", "train/lr", *scores):
+            if name in journal and name != "val/loss":  # the log has it; a bar of one line has not the room
+                shown[name] = journal[name]
+        throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+        if throughput.seconds:
+            shown["tokens/s"] = throughput.tokens / throughput.seconds
         return {name.removeprefix("train/"): _short(value) for name, value in shown.items()}
 
 
@@ -32,12 +41,12 @@ class Throughput(L.Callback):
     """Counts tokens (without padding) and seconds, over all processes of a resumed run, and logs a line an epoch.
 
     Attributes:
-        tokens: trained on so far.
+        counts: tokens trained on so far, of each adapter.
         seconds: spent in training steps so far, without the validation between two epochs.
     """
 
     def __init__(self) -> None:
-        self.tokens = 0
+        self.counts: list[int] = []
         self.seconds = 0.0
         self._started, self._earlier = time.perf_counter(), 0.0
         self._since: float | None = None
@@ -47,7 +56,7 @@ class Throughput(L.Callback):
     ) -> None:
         if self._since is None:
             self._since = time.perf_counter()
-        self.tokens += batch.tokens
+        self.counts = [a + b for a, b in zip_longest(self.counts, batch.counts, fillvalue=0)]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,11 +65,14 @@ class Throughput(L.Callback):
         if self._since is not None:
             self.seconds += now - self._since
         self._since = None if trainer.is_last_batch else now
-        if self.seconds:
-            pl_module.log("train/tokens_per_second", self.tokens / self.seconds, prog_bar=True)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        shown = {k: float(v) for k, v in trainer.callback_metrics.items() if k == "train/loss" or k.startswith("val/")}
+    @property
+    def tokens(self) -> int:
+        """Trained on so far, by all adapters."""
+        return sum(self.counts)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "Lora") -> None:  # type: ignore[override]
+        shown = {k: v for k, v in pl_module.journal.shown.items() if k == "train/loss" or k.startswith("val/")}
         log.info(
             "epoch %d of %s, optimizer step %d: %s; %.0f tokens/s",
             trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step,
@@ -72,8 +84,8 @@ class Throughput(L.Callback):
         return self._earlier + time.perf_counter() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "seconds": self.seconds, "run_seconds": self.run_seconds()}
+        return {"counts": self.counts, "seconds": self.seconds, "run_seconds": self.run_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+        self.counts, self.seconds = list(state_dict["counts"]), state_dict["seconds"]
         self._earlier = state_dict["run_seconds"]

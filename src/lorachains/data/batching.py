@@ -1,23 +1,34 @@
-"""Which rows make a batch: of similar length, in an order that the seed gives and a resumed run takes up again."""
+"""Which rows make a batch, in an order that the seed gives and a resumed run takes up again."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lorachains.batch import TokenBatch
 from lorachains.data.tokens import Encoded
 from lorachains.errors import LorachainsError
 
+Item = TypeVar("Item")
+
 _BUCKET = 50  # batches that are sorted by length together: enough to save padding, few enough to stay random
 
 
-def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """All rows once, in batches of rows of similar length, at random; the same for the same seed and epoch."""
+def epoch_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, by_length: bool = False
+) -> list[list[int]]:
+    """All rows once, in batches at random; the same for the same seed and epoch.
+
+    Args:
+        by_length: whether rows of similar length share a batch, which saves a model that pads them some of its work.
+    """
     rng = random.Random(f"{seed}/{epoch}")
     order = rng.sample(range(len(lengths)), len(lengths))
+    if not by_length:
+        return _chunks(order, batch_size)
     batches = []
     for bucket in _chunks(order, _BUCKET * batch_size):
         batches += _chunks(sorted(bucket, key=lengths.__getitem__), batch_size)
@@ -25,16 +36,17 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
     return batches
 
 
-def evaluation_batches(rows: Sequence[Encoded], batch_size: int) -> list[list[int]]:
-    """All examples once, the longest first, with at most `batch_size` texts a batch (but at least one example).
+def evaluation_batches(rows: Sequence[Encoded], batch_size: int, by_length: bool = False) -> list[list[int]]:
+    """All examples once, with at most `batch_size` texts a batch (but at least one example).
 
-    Examples with candidates and free answers never share a batch.
+    Examples with candidates and free answers never share a batch. Free answers come the longest first, since prompts
+    are padded for generation; with `by_length`, the others too.
     """
     batches: list[list[int]] = []
     for free in (False, True):
         texts = batch_size  # so that the first example opens a batch
         of_kind = (index for index, row in enumerate(rows) if (not row.example.candidates) is free)
-        for index in sorted(of_kind, key=lambda index: -rows[index].length):
+        for index in sorted(of_kind, key=lambda index: -rows[index].length) if free or by_length else of_kind:
             texts += len(rows[index].choices)
             if texts > batch_size:
                 batches.append([])
@@ -55,10 +67,11 @@ class EpochBatches(Sampler[list[int]]):
     that it says may be one too many (with `max_steps`), so it doesn't count then, nor later.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, by_length: bool = False) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
+        self.by_length = by_length
         self.epoch = 0
         self._given = 0
         self._loaded = False
@@ -82,7 +95,7 @@ class EpochBatches(Sampler[list[int]]):
         if self._begun:
             self.epoch, self._given = self.epoch + 1, 0
         self._begun = True
-        batches = epoch_batches(self.lengths, self.batch_size, self.seed, self.epoch)
+        batches = epoch_batches(self.lengths, self.batch_size, self.seed, self.epoch, self.by_length)
         while self._given < len(batches):
             self._given += 1
             yield batches[self._given - 1]
@@ -107,20 +120,82 @@ class EpochBatches(Sampler[list[int]]):
         return {"data.order_seed": self.seed, "data.batch_size": self.batch_size, "training rows": len(self.lengths)}
 
 
-class TrainLoader(DataLoader[TokenBatch]):
+class RunsBatches(Sampler[list[tuple[int, int]]]):
+    """The batches of several runs side by side: each one's next batch, as (run, row) pairs.
+
+    Raises:
+        LorachainsError: the runs have different numbers of batches an epoch.
+    """
+
+    def __init__(self, runs: Sequence[EpochBatches]) -> None:
+        self.runs = runs
+        if len({len(run) for run in runs}) > 1:
+            raise LorachainsError(
+                f"runs of {sorted({len(run) for run in runs})} batches an epoch can't be trained side by side: "
+                "give them data.train_size rows each, or run them one after the other"
+            )
+
+    @property
+    def sampler(self) -> "RunsBatches":
+        """Itself, where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes first."""
+        for run in self.runs:
+            run.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.runs[0])
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batches in zip(*self.runs, strict=True):
+            yield [(run, row) for run, batch in enumerate(batches) for row in batch]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What this process takes of what several share: every `of`-th, from the `rank`-th on."""
+
+    rank: int = 0
+    of: int = 1
+
+    def take(self, items: list[Item]) -> list[Item]:
+        """This process's items."""
+        return items[self.rank :: self.of]
+
+
+ALL = Share()
+"""Where nothing is shared."""
+
+
+class RunsRows(Dataset[tuple[int, Encoded]]):
+    """The rows of several runs by (run, row)."""
+
+    def __init__(self, rows: Sequence[Sequence[Encoded]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self.rows)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, Encoded]:
+        run, row = place
+        return run, self.rows[run][row]
+
+
+class TrainLoader(DataLoader[Any]):
     """A loader that Lightning saves in its checkpoints and resumes at the very next batch, also mid-epoch."""
 
-    def __init__(
-        self, rows: list[Encoded], batches: EpochBatches, collate: Callable[[list[Encoded]], TokenBatch]
-    ) -> None:
+    def __init__(self, rows: RunsRows, batches: RunsBatches, collate: Callable[[Any], TokenBatch]) -> None:
         # its own generator: a DataLoader draws a number for each epoch, which must not move the run's random state
-        super().__init__(rows, batch_sampler=batches, collate_fn=collate, generator=torch.Generator())  # type: ignore[arg-type]
-        self._batches = batches
+        super().__init__(rows, batch_sampler=batches, collate_fn=collate, generator=torch.Generator())
+        self.rows, self.batches = rows, batches
 
     def state_dict(self) -> dict[str, Any]:
         """See `EpochBatches.state_dict`."""
-        return self._batches.state_dict()
+        return {"runs": [run.state_dict() for run in self.batches.runs]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `EpochBatches.load_state_dict`."""
-        self._batches.load_state_dict(state)
+        for run, saved in zip(self.batches.runs, state["runs"], strict=True):
+            run.load_state_dict(saved)

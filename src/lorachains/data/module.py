@@ -2,28 +2,70 @@
 
 import logging
 from collections.abc import Sequence
-from functools import partial
+from copy import copy
 
-import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lorachains.data.batching import EpochBatches, TrainLoader, evaluation_batches
+from lorachains.batch import TokenBatch
+from lorachains.data.batching import ALL, Share, TrainLoader
+from lorachains.data.loaders import Loaders
 from lorachains.data.protocol import Sizes, Source, Splits, positive
 from lorachains.data.tasks import Task
 from lorachains.data.tokens import (
     Encoded,
     EvalBatch,
-    collate_eval,
-    collate_train,
+    Serving,
     encode_eval,
     encode_train,
-    padding_token,
 )
 from lorachains.errors import LorachainsError
 
 log = logging.getLogger(__name__)
+
+
+class RunsDataModule(LightningDataModule):
+    """The data of several runs that are trained side by side.
+
+    Args:
+        runs: one for each run, with its own order; runs with the same rows share them (`TaskDataModule.in_order`).
+    """
+
+    def __init__(self, runs: "Sequence[TaskDataModule]") -> None:
+        super().__init__()
+        self.runs = list(runs)
+        self.serve(Serving(len(self.runs)), by_length=False)
+
+    def serve(self, serving: Serving, by_length: bool, share: Share = ALL) -> None:
+        """Says, before the first loader is asked for, which adapter serves which row.
+
+        Args:
+            by_length: whether rows of similar length should share a batch.
+            share: this process's, if several train the runs together.
+        """
+        self._loaders = Loaders(self.runs, serving, by_length, share)
+
+    def largest(self, epochs: int) -> tuple[TokenBatch, EvalBatch]:
+        """See `Loaders.largest`."""
+        return self._loaders.largest(epochs)
+
+    def setup(self, stage: str | None = None) -> None:
+        """See `TaskDataModule.setup`."""
+        for run in self.runs:
+            run.setup(stage)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Each run's next batch; resumable. Raises `LorachainsError` where epochs differ in their batches."""
+        return self._loaders.train()
+
+    def val_dataloader(self) -> DataLoader[EvalBatch]:
+        """Evaluation batches of the rows that training leaves out, for all runs."""
+        return self._loaders.evaluation("val")
+
+    def test_dataloader(self) -> DataLoader[EvalBatch]:
+        """Evaluation batches of the test rows, for all runs."""
+        return self._loaders.evaluation("test")
 
 
 class TaskDataModule(LightningDataModule):
@@ -83,6 +125,7 @@ class TaskDataModule(LightningDataModule):
         self.counts: dict[str, dict[str, int]] = {}
         self.truncated: dict[str, int] = {}
         self._rows: dict[str, list[Encoded]] = {}
+        self.serve(Serving(), by_length=False)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and tokenises all splits, once. Raises `LorachainsError` for an unknown task or a bad row."""
@@ -128,28 +171,41 @@ class TaskDataModule(LightningDataModule):
                 "%s: %d of %d prompts cut to %d tokens", split, self.truncated[split], len(rows), self.max_length
             )
 
+    def rows(self, split: str) -> list[Encoded]:
+        """A split's rows, once `setup` is done."""
+        return self._rows[split]
+
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(row.length for split in self._rows.values() for row in split)
+
+    def in_order(self, order_seed: int) -> "TaskDataModule":
+        """The same rows, gone through in another order."""
+        other = copy(self)
+        other.order_seed = order_seed
+        other.serve(Serving(), by_length=False)  # its loaders are still the other's
+        return other
+
+    @property
+    def runs(self) -> "list[TaskDataModule]":
+        """Itself: the data of one run."""
+        return [self]
+
+    def serve(self, serving: Serving, by_length: bool, share: Share = ALL) -> None:
+        """See `RunsDataModule.serve`."""
+        self._loaders = Loaders([self], serving, by_length, share)
+
     def train_dataloader(self) -> TrainLoader:
         """Training batches, each row once an epoch; resumable."""
-        rows = self._rows["train"]
-        batches = EpochBatches([row.length for row in rows], self.batch_size, self.order_seed)
-        return TrainLoader(rows, batches, partial(collate_train, pad=padding_token(self.tokenizer)))
+        return self._loaders.train()
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
         """Evaluation batches of the rows that training leaves out."""
-        return self._evaluation("val")
+        return self._loaders.evaluation("val")
 
     def test_dataloader(self) -> DataLoader[EvalBatch]:
         """Evaluation batches of the test rows."""
-        return self._evaluation("test")
-
-    def _evaluation(self, split: str) -> DataLoader[EvalBatch]:
-        rows = self._rows[split]
-        return DataLoader(
-            rows,  # type: ignore[arg-type]
-            batch_sampler=evaluation_batches(rows, self.eval_batch_size),
-            collate_fn=partial(collate_eval, pad=padding_token(self.tokenizer)),
-            generator=torch.Generator(),  # see TrainLoader
-        )
+        return self._loaders.evaluation("test")
 
 
 def _names(tasks: Sequence[str]) -> list[str]:

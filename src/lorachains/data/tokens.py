@@ -1,6 +1,6 @@
 """Examples as token ids: which tokens are the answer, what is cut from a long prompt, and how rows become a batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,9 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lorachains.batch import IGNORED, TokenBatch
+from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.data.tasks import Example
 from lorachains.errors import LorachainsError
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One text. `labels` is aligned with `input_ids` (not shifted) and IGNORED outside the answer."""
-
-    input_ids: list[int]
-    labels: list[int]
-    cut: bool  # whether the prompt lost tokens to fit `max_length`
 
 
 @dataclass(frozen=True)
@@ -53,32 +44,51 @@ class EvalBatch:
     """Examples with all their candidates. No dataclass: Lightning would step into the examples, and refuse frozen ones.
 
     Attributes:
-        examples: the examples, whose candidates are never spread over two batches.
-        scored: right-padded; the candidates of all examples, example by example; for a free answer the gold one alone.
-        choices: (examples,) how many rows of `scored` each example has.
-        gold: (examples,) index of the right one among the example's own.
-        prompts: LEFT-padded prompts without an answer, to generate from; None where the examples have candidates.
+        runs: the run that each example is answered for.
+        rows: the examples, whose candidates are never spread over two batches.
+        scored: the candidates of all examples, example by example; for a free answer the gold one alone.
+        prompts: the prompts without an answer, to generate from; empty where the examples have candidates.
+        adapters: each prompt's; `None` if the bank has one.
     """
 
     def __init__(
-        self,
-        examples: list[Example],
-        scored: TokenBatch,
-        choices: Int64[Tensor, " examples"],
-        gold: Int64[Tensor, " examples"],
-        prompts: TokenBatch | None,
-    ) -> None:
-        self.examples = examples
+        self, runs: list[int], rows: list[Encoded], scored: TokenBatch, prompts: list[list[int]],
+        adapters: Int64[Tensor, " prompts"] | None,
+    ) -> None:  # fmt: skip
+        self.runs = runs
+        self.rows = rows
         self.scored = scored
-        self.choices = choices
-        self.gold = gold
         self.prompts = prompts
+        self.adapters = adapters
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "EvalBatch":
         """The batch on another device; Lightning calls it."""
-        prompts = None if self.prompts is None else self.prompts.to(device, **kwargs)
-        choices, gold = self.choices.to(device, **kwargs), self.gold.to(device, **kwargs)
-        return EvalBatch(self.examples, self.scored.to(device, **kwargs), choices, gold, prompts)
+        adapters = None if self.adapters is None else self.adapters.to(device, **kwargs)
+        return EvalBatch(self.runs, self.rows, self.scored.to(device, **kwargs), self.prompts, adapters)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Which adapter of a bank serves which row: each run has adapters of its own.
+
+    Args:
+        runs: trained side by side.
+        experts: adapters of each run, one for all its tasks or one for each.
+    """
+
+    runs: int = 1
+    experts: int = 1
+
+    @property
+    def bank(self) -> int:
+        """Adapters of the bank."""
+        return self.runs * self.experts
+
+    def adapters(self, rows: Sequence[tuple[int, Encoded]]) -> list[int] | None:
+        """The adapter of each row of a run; `None` if the bank has one."""
+        if self.bank == 1:
+            return None
+        return [run * self.experts + (row.task if self.experts > 1 else 0) for run, row in rows]
 
 
 def encode_train(
@@ -142,7 +152,7 @@ def _tokens(example: Example, answer: str, encoding: Encoding, eos: int | None, 
             f"{example.source}: the answer has {n_answer} tokens, too many for data.max_length={max_length}: raise it"
         )
     if len(ids) <= max_length:
-        return Tokens(ids, labels, cut=False)
+        return Tokens(ids, labels)
     start = len(ids) - (max_length - head)
     return Tokens(ids[:head] + ids[start:], labels[:head] + labels[start:], cut=True)
 
@@ -161,37 +171,21 @@ def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(pad) if pad is not None else _required(tokenizer.eos_token_id)
 
 
-def collate_train(rows: Sequence[Encoded], pad: int) -> TokenBatch:
-    """The gold texts of the rows, right-padded."""
-    return _collate([(row.task, row.choices[0]) for row in rows], pad)
+def collate_train(rows: Sequence[tuple[int, Encoded]], serving: Serving, pad: int) -> TokenBatch:
+    """The gold texts of the rows, each with its run."""
+    return pack([row.choices[0] for _, row in rows], serving.adapters(rows), pad, serving.bank)
 
 
-def collate_eval(rows: Sequence[Encoded], pad: int) -> EvalBatch:
-    """All texts of the rows; their prompts too, where they are free answers."""
-    prompts = [(row.task, row.prompt) for row in rows if row.prompt is not None]
+def collate_eval(rows: Sequence[tuple[int, Encoded]], serving: Serving, pad: int) -> EvalBatch:
+    """All texts of the rows, each with its run; their prompts too, where they are free answers."""
+    texts = [(run, row, choice) for run, row in rows for choice in row.choices]
+    owners = serving.adapters([(run, row) for run, row, _ in texts])
+    prompted = [(run, row) for run, row in rows if row.prompt is not None]
+    adapters = serving.adapters(prompted)
     return EvalBatch(
-        examples=[row.example for row in rows],
-        scored=_collate([(row.task, choice) for row in rows for choice in row.choices], pad),
-        choices=torch.tensor([len(row.choices) for row in rows]),
-        gold=torch.tensor([row.example.gold for row in rows]),
-        prompts=_collate(prompts, pad, left=True) if prompts else None,
+        runs=[run for run, _ in rows],
+        rows=[row for _, row in rows],
+        scored=pack([text for *_, text in texts], owners, pad, serving.bank),
+        prompts=[row.prompt.input_ids for _, row in prompted if row.prompt is not None],
+        adapters=None if adapters is None else torch.tensor(adapters, dtype=torch.int64),
     )
-
-
-def _collate(rows: Sequence[tuple[int, Tokens]], pad: int, left: bool = False) -> TokenBatch:
-    width = max(len(tokens.input_ids) for _, tokens in rows)
-
-    def stack(columns: Iterable[list[int]], fill: int) -> Int64[Tensor, "rows seq"]:
-        return torch.tensor([_pad(column, width, fill, left) for column in columns])
-
-    return TokenBatch.of_labels(
-        input_ids=stack((tokens.input_ids for _, tokens in rows), pad),
-        attention_mask=stack(([1] * len(tokens.input_ids) for _, tokens in rows), 0),
-        labels=stack((tokens.labels for _, tokens in rows), IGNORED),
-        task=torch.tensor([task for task, _ in rows]),
-    )
-
-
-def _pad(column: list[int], width: int, fill: int, left: bool) -> list[int]:
-    padding = [fill] * (width - len(column))
-    return padding + column if left else column + padding

@@ -16,16 +16,12 @@ from torch import Tensor
 
 from lorachains.batch import TokenBatch
 from lorachains.errors import LorachainsError
-from lorachains.inject import scaling
 from lorachains.knots import DRIFT_TOLERANCE, Knots
 from lorachains.methods.lora import Lora
-from lorachains.optim import forget
+from lorachains.optim import Optim, forget
 from lorachains.scoring import answer_logits
 
 log = logging.getLogger(__name__)
-
-PROBE_ROWS = 4
-"""Rows of the coming batch on which the drift of a knot is measured."""
 
 
 class Cola(Lora):
@@ -51,19 +47,26 @@ class Cola(Lora):
     def configure_callbacks(self) -> list[L.Callback]:
         return [*super().configure_callbacks(), TieKnots()]
 
-    def rate_factor(self, step: int) -> float:
+    def rate_factor(self, optim: Optim, step: int) -> float:
         if self.knots.lr == "continue":
-            return super().rate_factor(step)
+            return super().rate_factor(optim, step)
         start = max((knot for knot in self.plan if knot <= step), default=0)
         end = min((knot for knot in self.plan if knot > step), default=self.total_steps)
         warmup = self.knots.warmup if self.knots.lr == "rewarm" and start else None
-        return self.optim.factor(step - start, end - start, warmup)
+        return optim.factor(step - start, end - start, warmup)
+
+    def lay_plan(self) -> None:
+        """Settles when knots are tied, and makes room for their links where passes are replayed."""
+        self.plan = self.knots.plan(self.total_steps, self.steps_per_epoch)
+        if self.passes.replayed and self.knots.mode == "ledger":
+            ranks = self.knots.ranks or [self.chain.config.r] * (len(self.plan) + 1)
+            self.chain.reserve(sum(ranks[:-1]))
 
     def tie_knot(self, probe: TokenBatch) -> None:
         """Ties the live link, extends the chain and forgets the optimizer's state.
 
         Args:
-            probe: rows on which the logits are compared before and after.
+            probe: a batch on which the logits are compared before and after.
 
         Raises:
             LorachainsError: the knot changed the model's function by more than rounding can.
@@ -72,29 +75,30 @@ class Cola(Lora):
         lost = self.chain.tie(self.trainer.global_step, self.knots.mode)
         link = len(self.chain.ranks)
         self._extend(self.knots.ranks[link] if self.knots.ranks else self.chain.config.r)
-        forget(self.trainer.optimizers[0], self.optim.optimizer(self.chain.parameters()))
+        forget(self.trainer.optimizers[0], self.fresh_optimizer())
         after = self._probe_logits(probe)
         drift = float((after - before).norm() / before.norm())
         self._report(link, drift, lost)
 
     def _extend(self, rank: int) -> None:
-        config = self.chain.config
-        kept = config.r if self.knots.scaling == "ratio" else rank
-        self.chain.extend(rank, scaling(config, kept), first=self.knots.init == "first")
+        kept = self.chain.config.r if self.knots.scaling == "ratio" else rank
+        self.chain.extend(rank, kept, first=self.knots.init == "first")
 
     @torch.no_grad()
     def _probe_logits(self, probe: TokenBatch) -> Tensor:
         training = self.model.training
         self.model.eval()
-        self.chain.route = self.route(probe)
-        logits = answer_logits(self.model, probe)
+        probe = probe.to(self.device)
+        self.route(probe)
+        with torch.compiler.set_stance("force_eager"):
+            logits = answer_logits(self.model, probe)
         self.model.train(training)
         return logits.double()
 
     def _report(self, link: int, drift: float, lost: float) -> None:
         step = self.trainer.global_step
-        for logger in self.trainer.loggers:
-            logger.log_metrics({"knot/link": link, "knot/drift": drift, "knot/merge_loss": lost}, step=step)
+        for run in range(len(self.seeds)):
+            self.journal.log(run, {"knot/link": link, "knot/drift": drift, "knot/merge_loss": lost})
         log.info(
             "knot %d tied after optimizer step %d (%s): logits moved by %.1e; link %d begins with rank %d",
             link, step, self.knots.mode, drift, link + 1, self.chain.rank,
@@ -122,11 +126,10 @@ class TieKnots(L.Callback):
     """Ties each knot of the plan once, before the first batch that follows the knot's optimizer step."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Cola) -> None:  # type: ignore[override]
-        pl_module.plan = pl_module.knots.plan(pl_module.total_steps, pl_module.steps_per_epoch)
+        pl_module.lay_plan()
         log.info("%d knots, after optimizer steps %s of %d", len(pl_module.plan), pl_module.plan, pl_module.total_steps)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Cola, batch: TokenBatch, batch_idx: int) -> None:  # type: ignore[override]
-        tied = len(pl_module.chain.knots)
-        if tied < len(pl_module.plan) and trainer.global_step == pl_module.plan[tied]:
-            pl_module.tie_knot(batch.first(PROBE_ROWS))
-        pl_module.log("link", float(len(pl_module.chain.ranks) + 1), prog_bar=True)
+        chain = pl_module.chain
+        if len(chain.knots) < len(pl_module.plan) and trainer.global_step == pl_module.plan[len(chain.knots)]:
+            pl_module.tie_knot(batch)

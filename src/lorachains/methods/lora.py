@@ -2,11 +2,15 @@
 
 What belongs to one adapter is a row of a vector over the bank: its loss, learning rate, gradient norm, validation score
 and best epoch. The adapters share no trainable parameter, so the sum of their losses trains each as if it were alone,
-as long as each has rows in every batch (without any, an optimizer with momentum still moves it).
+as long as each has rows in every batch (without any, an optimizer with momentum still moves it). That holds for the
+experts of one run and for several runs side by side, which differ in seed, learning rate or alpha: one run is a group
+of one.
 """
 
+import logging
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -18,13 +22,19 @@ from torch import Tensor
 from lorachains.batch import TokenBatch
 from lorachains.callbacks.best import BestEpoch
 from lorachains.chain import Chain
-from lorachains.data import EvalBatch, Task, TaskDataModule
+from lorachains.data import EvalBatch, RunsDataModule, Serving
+from lorachains.data.batching import Share
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction, predict, summarise
+from lorachains.methods.journal import Journal
+from lorachains.methods.passes import Passes
 from lorachains.models import LanguageModel
-from lorachains.optim import AdapterRates, Optim, clip_per_adapter
-from lorachains.routing import HardRoute, Route
+from lorachains.optim import AdapterRates, Optim, alike, build, clip_per_adapter
+from lorachains.packing import hard_route, packs
+from lorachains.parallel import add_up, interleaved
 from lorachains.scoring import answer_losses, mean_per_group
+
+log = logging.getLogger(__name__)
 
 DROPOUT_SEED = 1 << 52
 """Keeps the seeds of dropout apart from those of the adapters' `A`."""
@@ -35,51 +45,58 @@ class Lora(L.LightningModule):
 
     Args:
         base: the frozen model and its tokenizer. Its targeted layers are replaced, in place.
-        adapter: the adapters' PEFT config.
-        optim: the optimizer recipe.
-        seed: of the run: adapter e is initialised from `seed + e`, dropout from `seed` and the number of the batch.
-        names: the adapters'; with several, adapter i serves the rows of task i.
+        adapter: the adapters' PEFT config; one for each run if they differ in `lora_alpha`.
+        optim: the optimizer recipe; one for each run if they differ.
+        seed: of each run: its adapter e is initialised from `seed + e`, dropout from the first run's `seed` and the
+            number of the batch.
+        names: the adapters of each run; with several, adapter i serves the rows of task i.
         select: the best epoch's criterion: the validation metric ("metric"), the validation loss ("loss"), or
             simply the last epoch ("last").
+
+    Attributes:
+        predictions: split to the last predictions of each run.
+        failures: run to the error that ended its training; the others go on.
 
     Raises:
         LorachainsError: a config that a bank can't follow.
     """
 
     def __init__(
-        self, base: LanguageModel, adapter: LoraConfig, optim: Optim, seed: int,
-        names: Sequence[str] = ("adapter",), select: str = "metric",
+        self, base: LanguageModel, adapter: LoraConfig | Sequence[LoraConfig], optim: Optim | Sequence[Optim],
+        seed: int | Sequence[int], names: Sequence[str] = ("adapter",), select: str = "metric",
     ):  # fmt: skip
         super().__init__()
-        self.base, self.model = base, base.model
-        self.chain = Chain(base.model, adapter, [seed + expert for expert in range(len(names))])
-        self.optim, self.seed, self.names = optim, seed, list(names)
+        self.base, self.model, self.names = base, base.model, list(names)
+        self.seeds = [seed] if isinstance(seed, int) else list(seed)
+        runs, experts = len(self.seeds), len(self.names)
+        self.serving = Serving(runs, experts)
+        self.optims = [optim] * runs if isinstance(optim, Optim) else list(optim)
+        adapters = [adapter] * runs if isinstance(adapter, LoraConfig) else list(adapter)
+        configs = [config for config in adapters for _ in self.names]
+        self.chain = Chain(base.model, configs, [s + expert for s in self.seeds for expert in range(experts)])
         self.best = BestEpoch(select)
-        self.predictions: dict[str, list[Prediction]] = {}
-        if len(optim.peak()) not in (1, self.chain.experts):
-            raise LorachainsError(
-                f"optim.lr gives {len(optim.peak())} learning rates for {self.chain.experts} adapters: "
-                "give one, or one each"
-            )
+        self.predictions: dict[str, list[list[Prediction]]] = {}
+        self.failures: dict[int, LorachainsError] = {}
+        self.journal = Journal(self)
+        self.passes = Passes(self)
+        self._peak = torch.tensor(
+            [rate for recipe in self.optims for rate in _peak(recipe, experts)], dtype=torch.float64
+        )
 
     # -- what a method overrides ---------------------------------------------------------------------------------------
 
     def losses(self, batch: TokenBatch) -> dict[str, Float[Tensor, " experts"]]:
         """The terms of each adapter's loss by name; their sum over terms and adapters is differentiated."""
         tokens = answer_losses(self.model, batch)
-        return {"lm": mean_per_group(tokens, self.adapter_of(batch)[batch.answer_row], self.chain.experts)}
+        return {"lm": mean_per_group(tokens, batch.served, self.chain.experts, batch.targets)}
 
-    def adapter_of(self, batch: TokenBatch) -> Tensor:
-        """`(rows,)`: the adapter that serves each row."""
-        return batch.task if self.chain.experts > 1 else torch.zeros_like(batch.task)
+    def route(self, batch: TokenBatch) -> None:
+        """Sets the chain's route for a forward pass over the batch."""
+        self.chain.route = hard_route(self.model, batch)
 
-    def route(self, batch: TokenBatch) -> Route:
-        """The route of a forward pass over the batch."""
-        return HardRoute(self.adapter_of(batch)) if self.chain.experts > 1 else None
-
-    def rate_factor(self, step: int) -> float:
+    def rate_factor(self, optim: Optim, step: int) -> float:
         """The share of the peak learning rate at which the optimizer step after `step` steps is made."""
-        return self.optim.factor(step, self.total_steps)
+        return optim.factor(step, self.total_steps)
 
     # -- the span of the run, in optimizer steps -----------------------------------------------------------------------
 
@@ -100,37 +117,82 @@ class Lora(L.LightningModule):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        share = Share(self.trainer.global_rank, self.trainer.world_size)
+        self.data.serve(self.serving, not packs(self.model), share)
+
+    def cpu(self) -> "Lora":
+        """Does nothing: Lightning would move the model away after each fit or test, and from under its graphs."""
+        return self
+
     def configure_callbacks(self) -> list[L.Callback]:
         return [self.best]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optim.build(self.chain.parameters())
-        peak = self.optim.peak()
-        rates = peak if len(peak) > 1 else peak * self.chain.experts
-        self._peak = torch.tensor(rates, device=self.device, dtype=self.chain.parameters()[0].dtype)
+        recipes = [recipe for recipe in self.optims for _ in self.names]
+        self.chain.flatten()
+        self.chain.split(alike(recipes))
+        optimizer = self.fresh_optimizer()
+        self._peak = self._peak.to(self.device, self.chain.flat[0].dtype)
         self._rates = AdapterRates(optimizer, self._peak)
         return optimizer
 
+    def fresh_optimizer(self) -> torch.optim.Optimizer:
+        """An optimizer over the chain's live links that has made no step yet."""
+        return build([recipe for recipe in self.optims for _ in self.names], self.chain.flat)
+
     def on_fit_start(self) -> None:
-        self.data.check_fits(getattr(self.model.config, "max_position_embeddings", None))
+        for run in self.data.runs:
+            run.check_fits(getattr(self.model.config, "max_position_embeddings", None))
         self.model.train()  # `from_pretrained` leaves it in evaluation mode, and so would Lightning: without dropout
+        settings = self.model.config.to_dict()  # some architectures have functions for dropout, and no modules
+        self._dropout = any(value for name, value in settings.items() if "drop" in name) or any(
+            isinstance(module, torch.nn.Dropout) and module.p for module in self.model.modules()
+        )
+        self.passes.prepare(str(getattr(self.trainer, "compile", "false")))
+
+    def on_train_start(self) -> None:
+        self.journal.begin()
+        self.plan_rates()
+        self.passes.rehearse()
+
+    def plan_rates(self) -> None:
+        """Lays out the learning rates of all optimizer steps, so that none of them is computed on the way."""
+        total = self.total_steps
+        factors = [[self.rate_factor(recipe, step) for recipe in self.optims] for step in range(total)]
+        self.factors = torch.tensor(factors, dtype=torch.float64).repeat_interleave(len(self.names), 1)
+        self._rates_at = self._peak * self.factors.to(self.device, self._peak.dtype)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return self.passes.place(batch, device)
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
-        # The random numbers of a batch depend on the seed and its number alone, so a resumed run draws the same ones.
-        torch.manual_seed(DROPOUT_SEED + self.seed * 1_000_003 + self.trainer.fit_loop.epoch_loop.total_batch_idx)
-        factor = self.rate_factor(self.trainer.global_step)
-        self._rates.rates = self._peak * factor
-        self.log("train/lr", self.optim.peak()[0] * factor, prog_bar=True)
+        step = self.trainer.global_step
+        if self._dropout:
+            # The random numbers of a batch depend on the seed and its number alone: a resumed run draws the same ones.
+            number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            torch.manual_seed((self.global_rank << 54) + DROPOUT_SEED + self.seeds[0] * 1_000_003 + number)
+        self._rates.rates = self._rates_at[step]
+        self.journal.note("train/lr", lambda: self._rates_at[step])
+        self.journal.note("link", lambda: torch.full_like(self._peak, len(self.chain.ranks) + 1))
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        self.chain.route = self.route(batch)
-        terms = self.losses(batch)
+        terms, self._gradient = self.passes.train(batch)
         total = torch.stack(list(terms.values())).sum(0)
-        self._log_rows("train/loss", total, prog_bar=True)
+        self.journal.note("train/loss", lambda: add_up(total))
         if len(terms) > 1:
             for name, term in terms.items():
-                self._log_rows(f"train/{name}", term)
+                self.journal.note(f"train/{name}", lambda term=term: add_up(term))  # type: ignore[misc]
         return total.sum()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Takes the gradient that `training_step` has computed along with the losses."""
+        self.chain.add_gradient(self._gradient, 1 / self.trainer.accumulate_grad_batches)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for rows in self.chain.flat:
+            if rows.grad is not None:
+                add_up(rows.grad)
 
     def configure_gradient_clipping(
         self,
@@ -139,68 +201,96 @@ class Lora(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         if gradient_clip_val:
-            norms = clip_per_adapter(self.chain.parameters(), gradient_clip_val)
-            self._log_rows("train/gradient_norm", norms)
+            norms = clip_per_adapter(self.chain.flat, gradient_clip_val)
+            self.journal.note("train/gradient_norm", lambda: norms)
+
+    def on_train_batch_end(self, outputs: Any, batch: TokenBatch, batch_idx: int) -> None:
+        self.journal.close_step()
+
+    def on_train_epoch_end(self) -> None:
+        self.journal.write()
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     @property
-    def data(self) -> TaskDataModule:
+    def data(self) -> RunsDataModule:
         """The data module at hand."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    @property
-    def tasks(self) -> list[Task]:
-        """The tasks of the data at hand."""
-        return self.data.tasks
-
     def adapter_summaries(self, split: str) -> list[dict[str, float]]:
         """Each adapter's metrics over the split's last predictions, as `summarise` names them."""
-        if self.chain.experts == 1:
-            return [summarise(self.predictions[split], self.tasks)]
-        return [summarise([p for p in self.predictions[split] if p.task == t.name], [t]) for t in self.tasks]
+        summaries = []
+        for run, predictions in zip(self.data.runs, self.predictions[split], strict=True):
+            if self.serving.experts == 1:
+                summaries.append(summarise(predictions, run.tasks))
+            else:
+                summaries += [summarise([p for p in predictions if p.task == t.name], [t]) for t in run.tasks]
+        return summaries
 
     def on_validation_epoch_start(self) -> None:
-        self.predictions["val"] = []
+        self._answers: list[tuple[EvalBatch, Tensor, list[str]]] = []
 
     def on_test_epoch_start(self) -> None:
-        self.predictions["test"] = []
+        self._answers = []
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self.predictions["val"] += self.predict_step(batch, batch_idx)
+        self._answers.append((batch, *self.passes.evaluate(batch)))
 
     def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self.predictions["test"] += self.predict_step(batch, batch_idx)
+        self._answers.append((batch, *self.passes.evaluate(batch)))
 
-    def predict_step(self, batch: EvalBatch, batch_idx: int) -> list[Prediction]:
-        def set_route(rows: TokenBatch) -> None:
-            self.chain.route = self.route(rows)
-
-        return predict(self.model, self.base.tokenizer, batch, self.tasks, self.data.max_new_tokens, set_route)
+    def _collect(self, split: str) -> None:
+        """Takes the answers from the device, not before all are on their way, and all devices' in the order of one."""
+        tasks = [run.tasks for run in self.data.runs]
+        answered = [
+            list(zip(batch.runs, predict(batch, losses.tolist(), texts, tasks), strict=True))
+            for batch, losses, texts in self._answers
+        ]
+        self._answers = []
+        self.predictions[split] = [[] for _ in self.seeds]
+        for run, answer in chain.from_iterable(interleaved(answered)):
+            self.predictions[split][run].append(answer)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_summary("val")
-        if all(not math.isfinite(summary["loss"]) for summary in self.adapter_summaries("val")):
-            raise LorachainsError(
-                f"val/loss is not finite after optimizer step {self.trainer.global_step}: training has diverged; "
-                f"lower optim.lr ({self.optim.lr}) or set trainer.gradient_clip_val"
-            )
+        self._collect("val")
+        self._log_summaries("val")
+        summaries, each = self.adapter_summaries("val"), self.serving.experts
+        for run, recipe in enumerate(self.optims):
+            finite = any(math.isfinite(s["loss"]) for s in summaries[run * each : (run + 1) * each])
+            if not finite and run not in self.failures:
+                self.failures[run] = LorachainsError(
+                    f"val/loss is not finite after optimizer step {self.trainer.global_step}: training has diverged; "
+                    f"lower optim.lr ({recipe.lr}) or set trainer.gradient_clip_val"
+                )
+                log.error("run %d of %d is stopped: %s", run + 1, len(self.seeds), self.failures[run])
+        if len(self.failures) == len(self.seeds):
+            raise self.failures[0]
 
     def on_test_epoch_end(self) -> None:
-        self._log_summary("test")
+        self._collect("test")
+        self._log_summaries("test")
 
-    def _log_summary(self, split: str) -> None:
-        for key, value in summarise(self.predictions[split], self.tasks).items():
-            self.log(f"{split}/{key}", value, prog_bar=split == "val" and "/" not in key)
+    def _log_summaries(self, split: str) -> None:
+        summaries = [
+            {f"{split}/{key}": value for key, value in summarise(predictions, run.tasks).items()}
+            for predictions, run in zip(self.predictions[split], self.data.runs, strict=True)
+        ]
+        for run, summary in enumerate(summaries):
+            self.journal.log(run, summary)
+        if all(summary.keys() == summaries[0].keys() for summary in summaries):
+            self.journal.show(summaries)
 
-    def _log_rows(self, name: str, rows: Float[Tensor, " experts"], prog_bar: bool = False) -> None:
-        if len(rows) == 1:
-            self.log(name, rows[0].detach(), prog_bar=prog_bar)
-            return
-        for adapter, value in zip(self.names, rows.detach(), strict=True):
-            self.log(f"{name}/{adapter}", value)
+    # -- checkpoints: what is trained and the ledger, never the base; and what was logged ------------------------------
 
-    # -- checkpoints: what is trained and the ledger, never the base ---------------------------------------------------
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.journal.close_step()  # saved at a batch's end, before it was closed
+        self.journal.write()
+        checkpoint["history"] = self.journal.history
+        checkpoint["failures"] = {run: str(error) for run, error in self.failures.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.journal.log_again(checkpoint["history"])
+        self.failures = {run: LorachainsError(text) for run, text in checkpoint["failures"].items()}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """The chain's own tensors."""
@@ -213,3 +303,12 @@ class Lora(L.LightningModule):
             LorachainsError: they are of another model or adapter config.
         """
         self.chain.load_state_dict(state_dict)
+
+
+def _peak(recipe: Optim, experts: int) -> list[float]:
+    peak = recipe.peak()
+    if len(peak) not in (1, experts):
+        raise LorachainsError(
+            f"optim.lr gives {len(peak)} learning rates for {experts} adapters: give one, or one each"
+        )
+    return peak if len(peak) > 1 else peak * experts

@@ -1,0 +1,116 @@
+"""The loaders of one run's data, or of several runs' that are trained side by side."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from lorachains.batch import TokenBatch
+from lorachains.data.batching import ALL, EpochBatches, RunsBatches, RunsRows, Share, TrainLoader, evaluation_batches
+from lorachains.data.tokens import Encoded, EvalBatch, Serving, collate_eval, collate_train, padding_token
+from lorachains.errors import LorachainsError
+
+if TYPE_CHECKING:
+    from lorachains.data.module import TaskDataModule
+
+SPLITS = ("train", "val", "test")
+
+
+class Loaders:
+    """Makes loaders.
+
+    Args:
+        runs: their data, set up.
+        serving: which adapter serves which row.
+        by_length: whether rows of similar length share a batch.
+        share: this process's, if several train the runs together: of each training batch's rows, and of the evaluation
+            batches.
+    """
+
+    def __init__(
+        self, runs: "Sequence[TaskDataModule]", serving: Serving, by_length: bool, share: Share = ALL
+    ) -> None:
+        self.runs, self.serving, self.by_length, self.share = runs, serving, by_length, share
+
+    def train(self) -> TrainLoader:
+        """Each run's next batch, as one; resumable. Raises `LorachainsError` where a batch can't be shared."""
+        if (rows_each := min(run.batch_size for run in self.runs)) < self.share.of:
+            raise LorachainsError(
+                f"data.batch_size is {rows_each}, shared by {self.share.of} devices: give each of them a row at least"
+            )
+        rows = [run.rows("train") for run in self.runs]
+        batches = [
+            EpochBatches([row.length for row in of_run], run.batch_size, run.order_seed, self.by_length)
+            for run, of_run in zip(self.runs, rows, strict=True)
+        ]
+        return TrainLoader(RunsRows(rows), RunsBatches(batches), self._train_batch)
+
+    def largest(self, epochs: int) -> tuple[TokenBatch, EvalBatch]:
+        """The batches with the most tokens: of so many epochs of training, and of all evaluation."""
+        loader, best, most = self.train(), [(0, 0)], 0
+        sizes = [[row.length for row in run.rows("train")] for run in self.runs]
+        for _ in range(epochs):
+            for batch in loader.batches:
+                if (size := sum(sizes[run][row] for run, row in self.share.take(batch))) > most:
+                    best, most = batch, size
+        splits = [
+            (RunsRows([run.rows(s) for run in self.runs]), batch) for s in SPLITS[1:] for batch in self._batches(s)
+        ]
+        rows, batch = max(
+            splits, key=lambda found: sum(len(c.input_ids) for place in found[1] for c in found[0][place][1].choices)
+        )
+        return (
+            self._train_batch([loader.rows[place] for place in best]),
+            collate_eval([rows[place] for place in batch], self.serving, self._pad()),
+        )
+
+    def evaluation(self, split: str) -> DataLoader[EvalBatch]:
+        """All rows of the split, for all runs. Each of several processes gets as many batches, maybe an idle one."""
+        rows, batches = RunsRows([run.rows(split) for run in self.runs]), list(self._batches(split))
+        batches += [[]] * (-len(batches) % self.share.of)
+        return DataLoader(
+            rows,  # type: ignore[arg-type]
+            batch_sampler=self.share.take(batches),
+            collate_fn=partial(self._eval_batch, idle=[rows[batches[0][0]]]),
+            generator=torch.Generator(),  # see TrainLoader
+        )
+
+    def _train_batch(self, rows: list[tuple[int, Encoded]]) -> TokenBatch:
+        """This process's share of a batch; if that is empty, a row that doesn't count."""
+        own = self.share.take(rows)
+        batch = collate_train(own or rows[:1], self.serving, self._pad())
+        if self.share.of == 1:
+            return batch
+        whole = self._tokens(rows)
+        shares = self._tokens(own, answers=True) / self._tokens(rows, answers=True).clip(1)
+        return replace(batch, shares=torch.from_numpy(shares), counts=tuple(whole.astype(int).tolist()))
+
+    def _tokens(self, rows: Sequence[tuple[int, Encoded]], answers: bool = False) -> np.ndarray:
+        """How many tokens the rows have for each adapter, or how many of them are answers."""
+        sizes = [len(row.choices[0].answer if answers else row.choices[0].input_ids) for _, row in rows]
+        owners = self.serving.adapters(rows) or [0] * len(rows)
+        return np.bincount(
+            np.array(owners, dtype=int), np.array(sizes, dtype=float), self.serving.runs * self.serving.experts
+        )
+
+    def _eval_batch(self, rows: list[tuple[int, Encoded]], idle: list[tuple[int, Encoded]]) -> EvalBatch:
+        """The rows' batch; without rows one that keeps the process busy, and answers nothing."""
+        batch = collate_eval(rows or idle, self.serving, self._pad())
+        return batch if rows else EvalBatch([], [], batch.scored, batch.prompts, batch.adapters)
+
+    def _batches(self, split: str) -> Iterator[list[tuple[int, int]]]:
+        """Runs with the same rows go through them together."""
+        sharing: dict[int, list[int]] = {}
+        for number, run in enumerate(self.runs):
+            sharing.setdefault(id(run.rows(split)), []).append(number)
+        for numbers in sharing.values():
+            first = self.runs[numbers[0]]
+            for batch in evaluation_batches(first.rows(split), first.eval_batch_size, self.by_length):
+                yield [(number, row) for number in numbers for row in batch]
+
+    def _pad(self) -> int:
+        return padding_token(self.runs[0].tokenizer)

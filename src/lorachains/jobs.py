@@ -1,0 +1,223 @@
+"""Jobs: runs to be made. Those that can be stacked are trained side by side, and what several share is trained once."""
+
+import gc
+import hashlib
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from hydra.utils import instantiate
+from lightning import seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from lorachains.cli import settings_of
+from lorachains.data import RunsDataModule, TaskDataModule
+from lorachains.errors import LorachainsError
+from lorachains.inject import check_config
+from lorachains.loggers import finishing
+from lorachains.memory import reset_peak
+from lorachains.methods import Lora
+from lorachains.models import LanguageModel
+from lorachains.parallel import take_device, to_start, writes
+from lorachains.processes import launch
+from lorachains.run_folder import RunFolder, resumable
+from lorachains.session import Outcome, Session
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made.
+
+    Args:
+        cfg: as `conf/train.yaml` composes it, resolved.
+        folder: for its results.
+        trunk: a job that is the same up to this one's first knot: this one goes on from there, if it finds its state.
+        branches: configs of the knots of jobs to which this one is the trunk: it leaves its state at their first knots.
+    """
+
+    cfg: DictConfig
+    folder: RunFolder
+    trunk: Optional["Job"] = None
+    branches: tuple[DictConfig, ...] = ()
+
+
+def train_jobs(jobs: Sequence[Job], group_size: int | None = None) -> list[Outcome]:
+    """Trains, tests and saves runs that differ in what can be stacked in one bank (`grouping`), as if each were alone.
+
+    Args:
+        group_size: at most so many side by side; as many as memory holds if `None`: halves where it is too little.
+
+    Returns:
+        Each run's metrics, or the error that ended it.
+    """
+    outcomes: dict[int, Outcome] = {}
+    for i, job in enumerate(jobs if writes() else ()):
+        try:
+            job.folder.begin(settings_of(job.cfg), job.cfg.resume, job.cfg.overwrite)
+        except LorachainsError as error:
+            outcomes[i] = error
+    ready = [i for i in range(len(jobs)) if i not in outcomes]
+    size = group_size or len(jobs)
+    for start in range(0, len(ready), size):
+        part = ready[start : start + size]
+        outcomes |= zip(part, _side_by_side([jobs[i] for i in part]), strict=True)
+    return [outcomes[i] for i in range(len(jobs))]
+
+
+def _side_by_side(jobs: Sequence[Job]) -> list[Outcome]:
+    try:
+        return _on_devices(jobs)
+    except torch.OutOfMemoryError as error:
+        if len(jobs) == 1:
+            return [LorachainsError(f"out of memory ({_first_line(error)}): lower data.batch_size or data.max_length")]
+        half = (len(jobs) + 1) // 2
+        log.warning("%d runs side by side need more memory than there is: %d at a time", len(jobs), half)
+    except _Apart as apart:
+        parts = apart.parts
+        log.info("%s: trained apart, %s runs side by side", apart.why, [len(part) for part in parts])
+        done = {job.folder: outcome for part in parts for job, outcome in zip(part, _side_by_side(part), strict=True)}
+        return [done[job.folder] for job in jobs]
+    except Exception as error:
+        return [error] * len(jobs)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return _side_by_side(jobs[:half]) + _side_by_side(jobs[half:])
+
+
+class _Apart(Exception):
+    """Runs that can't be trained side by side, by those that can."""
+
+    def __init__(self, why: str, parts: list[list[Job]]):
+        super().__init__(why, parts)
+        self.why, self.parts = why, parts
+
+
+def _on_devices(jobs: Sequence[Job]) -> list[Outcome]:
+    """Trains the jobs in this process, or in one for each device if there are several."""
+    devices = to_start(jobs[0].cfg.trainer)
+    if devices == 1:
+        return _train(jobs)
+    sent = deepcopy(list(jobs))
+    for job in sent:
+        OmegaConf.resolve(job.cfg)  # what refers to Hydra's own config can't be resolved in another process
+    return launch(_train, sent, processes=devices)
+
+
+def _train(jobs: Sequence[Job]) -> list[Outcome]:
+    first = jobs[0].cfg
+    take_device(first.trainer)
+    reset_peak()
+    seed_everything(first.seed, verbose=False)
+    base = instantiate(first.model)
+    data, methods = _built(jobs, base)
+    method = stack(methods, base)
+    checkpoint = _checkpoint(jobs)
+    start = resumable(checkpoint) if first.resume else None
+    with ExitStack() as entered:
+        loggers = [entered.enter_context(finishing(instantiate(j.cfg.logger), settings_of(j.cfg))) for j in jobs]
+        session = Session(
+            method, data, [job.folder for job in jobs], loggers, checkpoint, first.checkpoint_every,
+            first.checkpoint_seconds, _forks(jobs, data),
+        )  # fmt: skip
+        trainer = instantiate(first.trainer, logger=loggers, callbacks=session.callbacks)
+        try:
+            session.fit(trainer, start or _fork(jobs, data))
+        except LorachainsError:
+            if len(method.failures) < len(jobs):
+                raise
+            return [method.failures[run] for run in range(len(jobs))]
+        return session.finish()
+
+
+def stack(methods: Sequence[Any], base: LanguageModel) -> Lora:
+    """One method that trains several runs' adapters.
+
+    Args:
+        methods: `functools.partial`s of one method class, as a config's `method` gives them.
+    """
+    each = {key: [method.keywords[key] for method in methods] for key in ("adapter", "optim", "seed")}
+    method: Lora = methods[0](base=base, **each)
+    return method
+
+
+def _built(jobs: Sequence[Job], base: LanguageModel) -> tuple[RunsDataModule, list[Any]]:
+    """The runs' data, of which rows that several share are read once, and their methods, to be stacked.
+
+    Raises:
+        _Apart: a run can't be built, or epochs differ in their length.
+    """
+    read: dict[str, TaskDataModule] = {}
+    runs, methods, bad = [], [], []
+    for job in jobs:
+        try:
+            methods.append(instantiate(job.cfg.method, _partial_=True))
+            check_config(methods[-1].keywords["adapter"])
+            rows = str({key: value for key, value in settings_of(job.cfg)["data"].items() if key != "order_seed"})
+            if rows not in read:
+                data = instantiate(job.cfg.data, tokenizer=base.tokenizer)
+                data.setup()
+                read[rows] = data
+            runs.append(read[rows].in_order(job.cfg.data.order_seed))
+        except Exception:
+            if len(jobs) == 1:
+                raise
+            bad.append(job)
+    if bad:
+        good = [job for job in jobs if not any(job is other for other in bad)]
+        raise _Apart("settings that can't be used", [*([good] if good else []), *([job] for job in bad)])
+    by_length: dict[int, list[Job]] = {}
+    for job, run in zip(jobs, runs, strict=True):
+        by_length.setdefault(-(-len(run.rows("train")) // run.batch_size), []).append(job)
+    if len(by_length) > 1:
+        raise _Apart("epochs of different lengths", list(by_length.values()))
+    return RunsDataModule(runs), methods
+
+
+def _forks(jobs: Sequence[Job], data: RunsDataModule) -> dict[int, Path]:
+    """Where the state is left for branches, by optimizer step."""
+    steps = {_first_knot(jobs[0], knots, data) for knots in jobs[0].branches}
+    return {step: _fork_path(jobs, step) for step in steps if step}
+
+
+def _fork(jobs: Sequence[Job], data: RunsDataModule) -> Path | None:
+    """The state that the trunk has left at the first knot, if there is one."""
+    trunks = [job.trunk for job in jobs if job.trunk is not None]
+    step = _first_knot(jobs[0], jobs[0].cfg.knots, data) if trunks else None
+    if step is None or not (path := _fork_path(trunks, step)).is_file():
+        return None
+    log.info("up to its first knot, after optimizer step %d, trained already: goes on from there", step)
+    return path
+
+
+def _first_knot(job: Job, knots: DictConfig, data: RunsDataModule) -> int | None:
+    """The optimizer steps before a job's first knot; `None` without one, or if the schedule doesn't fit the run."""
+    trainer, run = job.cfg.trainer, data.runs[0]
+    per_epoch = -(-len(run.rows("train")) // run.batch_size // trainer.accumulate_grad_batches)
+    limits = [trainer.max_epochs * per_epoch, trainer.max_steps]
+    try:
+        return next(iter(instantiate(knots).plan(min(n for n in limits if n > 0), per_epoch)), None)
+    except (LorachainsError, ValueError):
+        return None
+
+
+def _fork_path(trunks: Sequence[Job], step: int) -> Path:
+    return _checkpoint(trunks).with_name(f"fork-{step}.ckpt")
+
+
+def _checkpoint(jobs: Sequence[Job]) -> Path:
+    """Where the runs' one checkpoint is: in the folder of a run alone, else beside the runs' folders."""
+    if len(jobs) == 1:
+        return jobs[0].folder.checkpoint
+    names = hashlib.sha256("\n".join(job.folder.path.name for job in jobs).encode()).hexdigest()[:8]
+    return jobs[0].folder.path.parent / ".groups" / names / "last.ckpt"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

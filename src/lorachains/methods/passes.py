@@ -1,0 +1,136 @@
+"""The passes of a method over its model, of training with gradients and of evaluation: plain, or replayed as graphs."""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lorachains.batch import TokenBatch
+from lorachains.data import EvalBatch
+from lorachains.errors import LorachainsError
+from lorachains.evaluation import candidate_losses, generate, generator
+from lorachains.generation import Generator
+from lorachains.graphs import Replayed, compile_layers, why_not
+from lorachains.scoring import answer_losses
+from lorachains.sharding import sharded
+
+if TYPE_CHECKING:
+    from lorachains.methods.lora import Lora
+
+log = logging.getLogger(__name__)
+
+
+class Passes:
+    """Runs a method's passes.
+
+    Args:
+        method: whose `losses` and `route` are called.
+    """
+
+    def __init__(self, method: "Lora"):
+        self.method = method
+        self._train: Replayed | None = None
+        self._evaluate: Replayed | None = None
+        self._compiled = False
+        self._generator: Generator | None = None
+        self.longest = 0
+
+    def prepare(self, mode: str) -> None:
+        """Chooses how passes are run: `trainer.compile`, "auto" (where it can be done), "true" or "false".
+
+        Raises:
+            LorachainsError: another mode, or "true" where it can't be done.
+        """
+        if mode.lower() not in ("auto", "true", "false"):
+            raise LorachainsError(f"trainer.compile is {mode!r}: choose auto, true or false")
+        model, chain, self._mode = self.method.model, self.method.chain, mode.lower()
+        why = "its weights are divided over devices" if sharded(model) else why_not(model)
+        if self._mode == "true" and why:
+            raise LorachainsError(f"trainer.compile is true, but {why}: use auto or false")
+        if why or self._mode == "false":
+            if why and model.device.type == "cuda":
+                log.warning("not compiled (trainer.compile=auto): %s", why)
+            return
+        self.longest = max(run.longest() for run in self.method.data.runs)
+        if not self._compiled:
+            compile_layers(model)
+            self._compiled = True
+        self._train = Replayed(self._forward_backward, model.device, lambda: chain.layout)
+        self._evaluate = Replayed(self._score, model.device, lambda: chain.layout)
+
+    def rehearse(self) -> None:
+        """Makes the largest passes of the run to come, so that memory runs out now or never."""
+        if self._train is None or self._evaluate is None:
+            return
+        start, model, epochs = time.perf_counter(), self.method.model, self.method.trainer.max_epochs or 1
+        train, evaluation = self.method.data.largest(max(1, epochs))
+        try:
+            self._train(train.filled(self.longest))
+            model.eval()
+            self._evaluate(evaluation.scored.filled(self.longest))
+            torch.cuda.synchronize()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the compiler's own kinds, and CUDA's
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            if self._mode == "true":
+                raise LorachainsError(f"trainer.compile is true, but the model can't be compiled: {why}") from error
+            log.warning("not compiled (trainer.compile=auto): %s", why)
+            self._train = self._evaluate = None
+            compile_layers(model, back=True)
+        else:
+            log.info("compiled in %.0f s: batches of up to %d tokens", time.perf_counter() - start, train.tokens)
+        finally:
+            model.train()
+
+    @property
+    def replayed(self) -> bool:
+        """Whether passes are replayed, so that what they read must stay where it is."""
+        return self._train is not None
+
+    def place(self, batch: Any, device: torch.device) -> Any:
+        """The batch where its pass wants it: filled up on the host for a graph, else on the device."""
+        if self._train is not None and isinstance(batch, TokenBatch):
+            return batch.filled(self.longest).pin_memory()
+        if self._train is not None and isinstance(batch, EvalBatch):
+            adapters = None if batch.adapters is None else batch.adapters.to(device)
+            return EvalBatch(
+                batch.runs, batch.rows, batch.scored.filled(self.longest).pin_memory(), batch.prompts, adapters
+            )
+        return batch.to(device)
+
+    def train(self, batch: TokenBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Each adapter's losses by term, and the gradient of their sum as `Chain.differentiate` lays it out.
+
+        Where several devices share a batch, they are parts: the sum over the devices is the batch's.
+        """
+        *terms, gradient = self._forward_backward(batch) if self._train is None else self._train(batch)
+        return {name: term.clone() for name, term in zip(self._terms, terms, strict=True)}, gradient
+
+    def evaluate(self, batch: EvalBatch) -> tuple[Tensor, list[str]]:
+        """The loss of each candidate in nats a token, and the free answers."""
+        (losses,) = self._score(batch.scored) if self._evaluate is None else self._evaluate(batch.scored)
+        return candidate_losses(batch.scored, losses), self._generate(batch) if batch.prompts else []
+
+    def _forward_backward(self, batch: TokenBatch) -> tuple[Tensor, ...]:
+        self.method.route(batch)
+        terms = self.method.losses(batch)
+        if batch.shares is not None:
+            terms = {name: term * batch.shares.to(term.dtype) for name, term in terms.items()}
+        self._terms = list(terms)
+        gradient = self.method.chain.differentiate(torch.stack(list(terms.values())).sum())
+        return *(term.detach() for term in terms.values()), gradient
+
+    @torch.no_grad()
+    def _score(self, batch: TokenBatch) -> tuple[Tensor, ...]:
+        self.method.route(batch)
+        return (answer_losses(self.method.model, batch),)
+
+    def _generate(self, batch: EvalBatch) -> list[str]:
+        method = self.method
+        if self._generator is None:
+            self._generator = generator(method.base, method.chain.routing, graphs=self.replayed)
+        most = method.data.runs[0].max_new_tokens
+        return generate(self._generator, method.base.tokenizer, batch.prompts, most, batch.adapters)

@@ -1,0 +1,163 @@
+"""How a model reads a stream of texts: attention within each text, and the test of whether an architecture can do it.
+
+The attention is registered with transformers under a name of its own and takes its keyword arguments for
+variable-length attention (`cu_seq_lens_q`, `max_length_q`). On CUDA in half precision it is PyTorch's flash attention
+over all texts in one kernel, else plain attention text by text.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, PreTrainedModel
+
+from lorachains.batch import TokenBatch, Tokens, pack
+from lorachains.routing import HardRoute, Route
+
+log = logging.getLogger(__name__)
+
+PACKED = "lorachains_packed"
+_HALF = (torch.bfloat16, torch.float16)
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads tokens dim"],
+    key: Float[Tensor, "1 kv_heads tokens dim"],
+    value: Float[Tensor, "1 kv_heads tokens dim"],
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    lengths: Sequence[int] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
+    """Causal attention within each segment of the stream.
+
+    Args:
+        lengths: of the segments, to go through them one by one; `None` for the variable-length kernel.
+
+    Raises:
+        NotImplementedError: a kind of attention that is not known here.
+    """
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if lengths is None:
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        out = varlen_attn(
+            q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=window
+        )
+        assert isinstance(out, Tensor)
+        return out.unsqueeze(0), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    pieces = zip(*(t[0].split(lengths, 1) for t in (query, key, value)), strict=True)
+    outs = [_attend(q, k, v, scale, dropout, sliding_window) for q, k, v in pieces]
+    return torch.cat(outs, 1).transpose(0, 1).unsqueeze(0), None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float, window: int | None) -> Tensor:
+    """One text, `(heads, seq, dim)`. The plain product: on the CPU it is faster than the fused one for short texts."""
+    seq = q.shape[1]
+    hidden = torch.ones(seq, seq, dtype=torch.bool, device=q.device).triu(1)
+    if window is not None:
+        hidden |= torch.ones_like(hidden).tril(-window)
+    weights = (q @ k.mT * scale).masked_fill(hidden, float("-inf")).softmax(-1)
+    return F.dropout(weights, dropout) @ v if dropout else weights @ v
+
+
+AttentionInterface.register(PACKED, packed_attention)
+
+
+@contextmanager
+def attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Within, the model attends in another way."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def read(model: PreTrainedModel, batch: TokenBatch) -> Any:
+    """The model's output on a stream; its tensors have one row."""
+    layout: dict[str, Any] = {"cu_seq_lens_q": batch.bounds, "max_length_q": batch.longest}
+    if not one_kernel(model):
+        layout["lengths"] = batch.lengths
+    with attention(model, PACKED):
+        return model(
+            input_ids=batch.input_ids.unsqueeze(0), position_ids=batch.position_ids.unsqueeze(0), use_cache=False,
+            **layout,
+        )  # fmt: skip
+
+
+def one_kernel(model: PreTrainedModel) -> bool:
+    """Whether all texts of a stream are attended to in one kernel, which has no dropout."""
+    return model.device.type == "cuda" and model.dtype in _HALF and not (model.training and _attention_dropout(model))
+
+
+def _attention_dropout(model: PreTrainedModel) -> float:
+    names = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+    return max(float(getattr(model.config, name, None) or 0) for name in names)
+
+
+def hard_route(model: PreTrainedModel, batch: TokenBatch) -> Route:
+    """The route of a batch in the layout in which the model reads it."""
+    if batch.adapters is None:
+        return None
+    if packs(model):
+        return HardRoute(batch.adapters, batch.ends)
+    rows = batch.padded().adapters
+    assert rows is not None
+    return HardRoute(rows)
+
+
+_known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether the model gives texts in a stream the logits that it gives them one below the other; tried out once."""
+    if model not in _known:
+        _known[model] = _try(model)
+        if not _known[model]:
+            log.info("%s can't read texts in one stream: they are padded to one length", type(model).__name__)
+    return _known[model]
+
+
+@torch.no_grad()
+def _try(model: PreTrainedModel) -> bool:
+    if not getattr(model, "_supports_attention_backend", False):
+        return False
+    ids = [[5, 9, 13, 4], [7, 3, 11, 17, 6]]
+    batch = pack([Tokens(text, text) for text in ids]).to(model.device)
+    padded = batch.padded()
+    training = model.training
+    model.eval()
+    try:
+        ours = read(model, batch).logits[0, batch.positions]
+    except (NotImplementedError, TypeError):
+        return False
+    finally:
+        model.train(training)
+    model.eval()
+    theirs = model(padded.input_ids, attention_mask=padded.attention_mask, use_cache=False).logits
+    model.train(training)
+    theirs = theirs.flatten(0, 1)[padded.positions]
+    return bool((ours - theirs).double().norm() <= _TOLERANCE[ours.dtype] * theirs.double().norm())

@@ -1,0 +1,135 @@
+"""Several runs' batches are each run's own, side by side."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain, islice
+from typing import Any
+
+import pytest
+import torch
+
+from lorachains.batch import TokenBatch, Tokens
+from lorachains.data import EvalBatch, RunsDataModule, Serving, TaskDataModule
+from lorachains.data.batching import Share
+from lorachains.errors import LorachainsError
+from lorachains.models import byte_tokenizer
+from tests.batches import rebuilt
+
+from .stub import stub_module
+
+
+def module(**changes: Any) -> TaskDataModule:
+    made = stub_module(byte_tokenizer(), **changes)
+    made.setup()
+    return made
+
+
+def side_by_side(runs: Sequence[TaskDataModule], experts: int = 1, share: Share | None = None) -> RunsDataModule:
+    data = RunsDataModule(runs)
+    data.serve(Serving(len(runs), experts), False, *([share] if share else []))
+    return data
+
+
+def three() -> list[TaskDataModule]:
+    """Two runs that share their rows, in two orders, and one with rows of its own."""
+    first = module(order_seed=3)
+    return [first, first.in_order(4), module(tasks=["other"], order_seed=5)]
+
+
+def by_adapter(batch: TokenBatch) -> dict[int, list[Tokens]]:
+    owners = [int(batch.served[batch.candidate == i][0]) for i in range(batch.candidates)]
+    texts = list(zip(owners, rebuilt(batch), strict=True))
+    return {adapter: [text for owner, text in texts if owner == adapter] for adapter in sorted(set(owners))}
+
+
+def test_a_training_batch_is_each_runs_next_one() -> None:
+    """Over two epochs."""
+    runs = three()
+    together, alone = side_by_side(runs).train_dataloader(), [run.train_dataloader() for run in runs]
+    for _ in range(2):
+        batches = list(together)
+        assert len(batches) == len(together) == 7
+        assert [by_adapter(batch) for batch in batches] == [
+            dict(enumerate(map(rebuilt, parts))) for parts in zip(*alone, strict=True)
+        ]
+
+
+def test_each_run_has_an_adapter_for_each_task() -> None:
+    first = module(tasks=["one", "two"], order_seed=3)
+    runs = [first, first.in_order(4)]
+    texts: Counter[int] = Counter()
+    for batch in side_by_side(runs, experts=2).train_dataloader():
+        for adapter, found in by_adapter(batch).items():
+            named = byte_tokenizer().batch_decode([text.input_ids for text in found])
+            assert all(text.startswith(("one", "two")[adapter % 2]) for text in named)
+            texts[adapter] += len(found)
+    assert texts == {0: 27, 1: 27, 2: 27, 3: 27}
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluation_answers_every_row_of_every_run_once(split: str) -> None:
+    """Runs with the same rows go through them in the same batches."""
+    runs = three()
+    data = side_by_side(runs)
+    batches: list[EvalBatch] = list(data.val_dataloader() if split == "val" else data.test_dataloader())
+    seen = [(run, row.example.source) for batch in batches for run, row in zip(batch.runs, batch.rows, strict=True)]
+    assert sorted(seen) == sorted(
+        (number, row.example.source) for number, run in enumerate(runs) for row in run.rows(split)
+    )
+    assert {frozenset(batch.runs) for batch in batches} == {frozenset({0, 1}), frozenset({2})}
+    for batch in batches:
+        texts = iter(rebuilt(batch.scored))
+        for row in batch.rows:
+            assert [next(texts) for _ in row.choices] == row.choices
+
+
+def test_runs_go_on_where_they_were() -> None:
+    """In the middle of the second epoch."""
+    loader = side_by_side(three()).train_dataloader()
+    whole = [rebuilt(batch) for _ in range(2) for batch in loader]
+    stopped, again = side_by_side(three()).train_dataloader(), side_by_side(three()).train_dataloader()
+    list(stopped)
+    list(islice(stopped, 3))
+    again.load_state_dict(stopped.state_dict())
+    assert [rebuilt(batch) for batch in again] == whole[10:]
+
+
+def test_epochs_of_different_lengths_are_refused() -> None:
+    with pytest.raises(LorachainsError, match=r"runs of \[3, 7\] batches an epoch can't be trained side by side"):
+        side_by_side([module(), module(train_size=11)]).train_dataloader()
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_no_batch_is_larger_than_the_largest(epochs: int) -> None:
+    def runs() -> RunsDataModule:
+        first = module(tasks=["stub", "free"], eval_batch_size=8)
+        return side_by_side([first, first.in_order(1)])
+
+    train, evaluate = runs().largest(epochs)
+    loader = runs().train_dataloader()
+    assert train.tokens == max(batch.tokens for _ in range(epochs) for batch in loader)
+    scored = [batch.scored.tokens for batch in chain(runs().val_dataloader(), runs().test_dataloader())]
+    assert evaluate.scored.tokens == max(scored)
+
+
+@pytest.mark.parametrize("of", [2, 3])
+def test_processes_share_a_batch(of: int) -> None:
+    """Together they have each row once; a share's answer tokens are the part that it says."""
+    runs = three()
+    whole = side_by_side(runs).train_dataloader()
+    parts = [side_by_side(runs, share=Share(rank, of)).train_dataloader() for rank in range(of)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        expected, found = by_adapter(batch), [by_adapter(share) for share in shares]
+        answers = batch.served.bincount(minlength=3)
+        for share in shares:
+            assert share.counts == batch.counts
+            assert share.shares is not None
+            assert torch.allclose(share.shares * answers, share.served.bincount(minlength=3).double())
+        for adapter, texts in expected.items():
+            together = [text.input_ids for part in found for text in part.get(adapter, [])]
+            assert sorted(together) == sorted(text.input_ids for text in texts)
+
+
+def test_a_batch_with_fewer_rows_than_processes_is_refused() -> None:
+    with pytest.raises(LorachainsError, match=r"data.batch_size is 4, shared by 5 devices"):
+        side_by_side(three(), share=Share(0, 5)).train_dataloader()

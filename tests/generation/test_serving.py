@@ -1,0 +1,43 @@
+"""Each row is served by its own adapter, all links of it."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.adapters import ARCH_AND_FIELDS, peft_twin, randomise
+from tests.generation.texts import by_argmax, by_transformers, chain_of, generator_of, model_of, prompts_of
+
+
+@pytest.mark.parametrize(("arch", "fields"), ARCH_AND_FIELDS)
+def test_each_row_is_served_by_its_own_adapter(arch: str, fields: dict[str, Any]) -> None:
+    """Against PEFT with that adapter, each prompt alone."""
+    chain, prompts, owners = chain_of(arch, 3, **fields), prompts_of(3, 9, 5, 1, 4), [2, 0, 1, 2, 0]
+    texts = generator_of(chain)(prompts, 12, torch.tensor(owners))
+    for prompt, owner, text in zip(prompts, owners, texts, strict=True):
+        assert [text] == by_transformers(peft_twin(model_of(arch), chain, owner), [prompt], 12)
+    assert texts[0] != by_argmax(chain, prompts[0], 12, 0)
+
+
+@pytest.mark.parametrize("owners", [[0] * 6, [1, 0, 2, 2, 1, 0], [0, 1, 0, 0, 1, 0], [0, 1, 1, 0, 1]])
+def test_however_the_adapters_are_shared_out(owners: list[int]) -> None:
+    chain, prompts = chain_of("llama", 3), prompts_of(3, 9, 5, 1, 4, 2)[: len(owners)]
+    expected = [by_argmax(chain, prompt, 8, owner) for prompt, owner in zip(prompts, owners, strict=True)]
+    assert generator_of(chain)(prompts, 8, torch.tensor(owners)) == expected
+
+
+@pytest.mark.parametrize(("mode", "experts"), [("ledger", 3), ("merge", 1)])
+@pytest.mark.parametrize("fields", [{}, {"lora_bias": True, "init_lora_weights": True}])
+def test_tied_links_count(mode: Any, experts: int, fields: dict[str, Any]) -> None:
+    """With the same generator before and after knots."""
+    chain, prompts = chain_of("opt", experts, **fields), prompts_of(3, 9, 5)
+    generator, adapter = generator_of(chain), torch.arange(3) % experts
+    seen = []
+    for knot in range(3):
+        expected = [by_argmax(chain, prompt, 8, row % experts) for row, prompt in enumerate(prompts)]
+        assert generator(prompts, 8, adapter) == expected
+        seen.append(expected)
+        chain.tie(knot, mode)
+        chain.extend(rank=2)
+        randomise(chain, seed=knot + 1)
+    assert seen[0] != seen[1] != seen[2]

@@ -1,0 +1,57 @@
+"""Where passes can't be replayed, it says why. The replaying needs a GPU; for what it reads see `test_batch.py`."""
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from lorachains.data import RunsDataModule
+from lorachains.graphs import Replayed, decoder_layers, why_not
+from lorachains.jobs import stack
+from tests.adapters import randomise
+from tests.runs import language_model, make_data, settings
+from tests.tiny import ARCHITECTURES, tiny_model
+
+
+def test_a_cpu_has_no_graphs() -> None:
+    assert why_not(tiny_model("llama")) == "the model is not on a CUDA device"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_all_decoder_layers_are_found(arch: str) -> None:
+    """What runs between embeddings and head, in order: their last output is what the head is made of."""
+    model = tiny_model(arch).eval()
+    seen: list[int] = []
+    layers = decoder_layers(model)
+    for i, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, i=i: seen.append(i))
+    model(input_ids=torch.tensor([[3, 4, 5]]))
+    assert seen == [0, 1]
+    parameters = sum(p.numel() for p in layers.parameters())
+    assert parameters > 0.3 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("runs", [1, 3])
+def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None:
+    """The knot's link is in what is replayed, though nothing was recorded anew."""
+    base = language_model("llama", torch.bfloat16)
+    parts = [instantiate(settings("method=cola", f"seed={seed}").method, _partial_=True) for seed in range(runs)]
+    method = stack(parts, base)
+    method.model.to("cuda").train()
+    method.chain.flatten()
+    method.chain.reserve(8)
+    randomise(method.chain)
+    data = RunsDataModule([make_data(base, order_seed=seed) for seed in range(runs)])
+    data.setup()
+    batch = next(iter(data.train_dataloader())).filled(64)
+    replayed = Replayed(method.passes._forward_backward, method.device, lambda: method.chain.layout)
+    for knots in (0, 1):
+        if knots:
+            method.chain.tie(1)
+            method.chain.extend()
+            randomise(method.chain, seed=1)
+        *_, plain = method.passes._forward_backward(batch.to("cuda"))
+        *_, ours = replayed(batch)
+        assert (ours - plain).norm() <= 2e-2 * plain.norm()
+        assert len(replayed._recorded) == 1
