@@ -1,0 +1,96 @@
+"""Jobs form a group if, and only if, their settings differ in nothing but what the adapters of a bank have each."""
+
+from functools import cache
+from itertools import product
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from lorachains.cli import settings_of
+from lorachains.config import conf_dir
+from lorachains.grouping import differing, group, told, why_apart
+
+
+@cache
+def job(*overrides: str) -> dict[str, Any]:
+    """The settings of `python -m lorachains.train`."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return settings_of(compose("train", overrides=["model=tiny", *overrides]))
+
+
+def jobs(*choices: list[str]) -> list[dict[str, Any]]:
+    """All combinations, in a multirun's order."""
+    return [job(*overrides) for overrides in product(*choices)]
+
+
+TOGETHER = [
+    ("seed=0", "seed=1"),
+    ("data.seed=0", "data.seed=1"),
+    ("data.order_seed=3", "data.order_seed=4"),
+    ("data.task=leg_counting", "data.task=family_relationships"),
+    ("optim.lr=1e-3", "optim.lr=5e-4"),
+    ("optim.schedule=linear", "optim.schedule=constant"),
+    ("optim.warmup=0", "optim.warmup=10"),
+    ("optim.optimizer.weight_decay=0.0", "optim.optimizer.weight_decay=0.1"),
+    ("+optim.optimizer.betas=[0.9,0.999]", "+optim.optimizer.betas=[0.9,0.95]"),
+    ("adapter.lora_alpha=16", "adapter.lora_alpha=32"),
+]
+APART = [
+    (("adapter.r=4", "adapter.r=8"), ["adapter.r"]),
+    (("data.batch_size=4", "data.batch_size=8"), ["data.batch_size"]),
+    (("data=superglue", "data=glue"), []),  # but for its task the same
+    (("data=superglue", "data=reasoning_gym"), ["data._target_"]),
+    (("data.tasks=[leg_counting]", "data.tasks=null"), ["data.tasks"]),
+    (("trainer.max_epochs=1", "trainer.max_epochs=2"), ["trainer.max_epochs"]),
+    (("model.seed=0", "model.seed=1"), ["model.seed"]),
+    (("method.select=loss", "method.select=metric"), ["method.select"]),
+    (("optim=adamw", "optim=sgd"), ["optim.optimizer._target_"]),
+    (("+optim.optimizer.amsgrad=true", "+optim.optimizer.amsgrad=false"), ["optim.optimizer.amsgrad"]),
+    (("method=lora", "method=cola"), ["knots._target_", "method._target_"]),
+    (("adapter.use_rslora=false", "adapter.use_rslora=0"), ["adapter.use_rslora"]),  # not what was written
+    (("+trainer.precision=32", "trainer.max_epochs=5"), ["trainer.precision"]),  # only one has it
+]
+
+
+@pytest.mark.parametrize(("a", "b"), TOGETHER)
+def test_what_each_adapter_has_of_its_own_is_stacked(a: str, b: str) -> None:
+    pair = [job(a), job(b)]
+    assert pair[0] != pair[1]
+    assert why_apart(*pair) == []
+    assert group(pair) == [[0, 1]]
+
+
+@pytest.mark.parametrize(("overrides", "keys"), APART, ids=lambda value: " ".join(value))
+def test_anything_else_keeps_apart(overrides: tuple[str, str], keys: list[str]) -> None:
+    pair = [job(overrides[0]), job(overrides[1])]
+    assert sorted(why_apart(*pair)) == keys
+    assert group(pair) == ([[0], [1]] if keys else [[0, 1]])
+
+
+def test_groups_are_what_no_setting_keeps_apart() -> None:
+    """Against the pairs, one by one: each job is in one group, with all those that nothing keeps it apart from."""
+    methods, ranks = ["method=cola", "method=lora"], ["adapter.r=4", "adapter.r=8"]
+    grid = jobs(methods, ranks, ["optim.lr=1e-3", "optim.lr=5e-4"], ["seed=0", "seed=1"])
+    groups = group(grid)
+    assert sorted(index for members in groups for index in members) == list(range(16))
+    assert groups == sorted(sorted(members) for members in groups)
+    of = {index: number for number, members in enumerate(groups) for index in members}
+    for (i, a), (j, b) in product(enumerate(grid), repeat=2):
+        assert (of[i] == of[j]) == (why_apart(a, b) == [])
+    assert len(groups) == 4
+
+
+def test_a_setting_that_the_method_repeats_is_named_once() -> None:
+    grid = jobs(["optim.lr=1e-3", "optim.lr=5e-4"], ["seed=0", "seed=1", "seed=2"])
+    assert differing(grid) == {"optim.lr": [1e-3, 5e-4], "seed": [0, 1, 2], "data.order_seed": [0, 1, 2]}
+
+
+def test_what_is_told_of_many_values() -> None:
+    assert told({"adapter.r": [4, 8]}) == "adapter.r (4, 8)"
+    assert told({"a": [1], "seed": list(range(20))}, most=3) == "a (1), seed (0, 1, 2, … 20 values)"
+
+
+def test_no_jobs() -> None:
+    assert group([]) == []
+    assert differing([]) == {}
