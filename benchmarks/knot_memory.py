@@ -14,10 +14,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from lorachains.batch import IGNORED, TokenBatch
+from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.chain import Chain
 from lorachains.config import conf_dir
-from lorachains.optim import AdapterRates, forget
+from lorachains.optim import AdapterRates, build, forget
 from lorachains.scoring import answer_losses
 
 ROWS, SEQ, STEPS, LINKS = 8, 256, 5, 4
@@ -28,7 +28,7 @@ def peak(chain: Chain, optimizer: torch.optim.Optimizer, batch: TokenBatch) -> i
     torch.cuda.reset_peak_memory_stats()
     for _ in range(STEPS):
         optimizer.zero_grad()
-        answer_losses(chain.model, batch).mean().backward()
+        chain.add_gradient(chain.differentiate(answer_losses(chain.model, batch).mean()))
         optimizer.step()
     return torch.cuda.max_memory_allocated()
 
@@ -38,19 +38,18 @@ def main() -> None:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [*sys.argv[1:], "method=cola"])
     model = instantiate(cfg.model).model.cuda().train()
-    ids = torch.randint(0, model.config.vocab_size, (ROWS, SEQ))
-    labels = ids.where(torch.arange(SEQ) >= SEQ - 8, IGNORED)
-    batch = TokenBatch.of_labels(ids, torch.ones_like(ids), labels, torch.zeros(ROWS, dtype=torch.long)).to("cuda")
+    ids = torch.randint(0, model.config.vocab_size, (ROWS, SEQ)).tolist()
+    batch = pack([Tokens(row, [IGNORED] * (SEQ - 8) + row[-8:]) for row in ids]).to("cuda")
     recipe, results = instantiate(cfg.optim), {}
     chain = Chain(model, instantiate(cfg.adapter))
-    optimizer = recipe.build(chain.parameters())
+    optimizer = build([recipe], chain.flat)
     AdapterRates(optimizer, torch.tensor([1e-4], device="cuda"))
     peak(chain, optimizer, batch)  # warm-up: kernels' own workspaces
     for link in range(1, LINKS + 1):
         results[f"chain length {link}"] = peak(chain, optimizer, batch)
         chain.tie(link)
         chain.extend()
-        forget(optimizer, recipe.optimizer(chain.parameters()))
+        forget(optimizer, build([recipe], chain.flat))
     chain.rewind(0)
     results["chain length 1 again"] = peak(chain, optimizer, batch)
     lora = results["chain length 1"]
