@@ -38,12 +38,10 @@ def config(arch: str, **fields: Any) -> LoraConfig:
 
 
 def randomise(chain: Chain, seed: int = 0) -> None:
-    """Random live factors (and biases), so that every adapter does something of its own."""
+    """Random live factors (and biases), in place, so that every adapter does something of its own."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in chain.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(
-            parameter.dtype
-        )
+        parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
 
 
 def inputs(rows: int, seq: int = 9, seed: int = 0) -> Tensor:

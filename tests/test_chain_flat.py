@@ -60,7 +60,6 @@ def test_gradients_lie_flat_too(sizes: list[int]) -> None:
     """Against `backward` on the banks' own tensors; they add up, by their weights."""
     chain = three()
     randomise(chain)
-    chain.flatten()
     chain.split(sizes)
     chain.route = HardRoute(torch.tensor([0, 1, 2]))
     loss = chain.model(inputs(3)).logits.square().sum()
@@ -87,10 +86,10 @@ def test_knots_move_nothing_where_room_is_reserved() -> None:
     for chain in (roomy, tight):
         chain.route = HardRoute(torch.tensor([2, 0, 1]))
         for link in (1, 2):
-            randomise_in_place(chain, link)
+            randomise(chain, link)
             chain.tie(link)
             chain.extend(4)
-        randomise_in_place(chain, 3)
+        randomise(chain, 3)
     assert addresses(roomy) == places
     assert roomy.layout == layout
     assert tight.layout > 1
@@ -102,12 +101,6 @@ def test_knots_move_nothing_where_room_is_reserved() -> None:
     tight.rewind(1)
     assert (roomy.model(inputs(3)).logits - tight.model(inputs(3)).logits).abs().max() < 1e-10
     assert all(bank.ledger_A.shape[1] == 8 and bank.tied == 4 for bank in roomy.banks.values())
-
-
-def randomise_in_place(chain: Chain, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for part in chain.flat:
-        part.data.copy_(0.2 * torch.randn(part.shape, generator=generator, dtype=part.dtype))
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -38,10 +38,11 @@ def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None
     base = language_model("llama", torch.bfloat16)
     parts = [instantiate(settings("method=cola", f"seed={seed}").method, _partial_=True) for seed in range(runs)]
     method = stack(parts, base)
-    method.model.to("cuda").train()
+    torch.nn.Module.to(method.model, "cuda").train()
     method.chain.flatten()
     method.chain.reserve(8)
     randomise(method.chain)
+    layout = method.chain.layout
     data = RunsDataModule([make_data(base, order_seed=seed) for seed in range(runs)])
     data.setup()
     batch = next(iter(data.train_dataloader())).filled(64)
@@ -55,3 +56,4 @@ def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None
         *_, ours = replayed(batch)
         assert (ours - plain).norm() <= 2e-2 * plain.norm()
         assert len(replayed._recorded) == 1
+        assert method.chain.layout == layout

@@ -143,7 +143,9 @@ def packs(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def _try(model: PreTrainedModel) -> bool:
-    if not getattr(model, "_supports_attention_backend", False):
+    known = {"full_attention", "sliding_attention"} >= set(getattr(model.config, "layer_types", None) or ())
+    chunked = getattr(model.config, "attention_chunk_size", None)  # too long for a trial to notice
+    if not getattr(model, "_supports_attention_backend", False) or not known or chunked:
         return False
     ids = [[5, 9, 13, 4], [7, 3, 11, 17, 6]]
     batch = pack([Tokens(text, text) for text in ids]).to(model.device)

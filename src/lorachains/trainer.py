@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lorachains.methods import Lora
 
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13; nothing a user can mend
+warnings.filterwarnings("ignore", ".*You have overridden `transfer_batch_to_device`.*")  # on purpose: see Passes.place
 warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged is the same on all devices
 
 
@@ -138,6 +140,8 @@ class Trainer(L.Trainer):
         self._max_optimizer_steps = max_steps
         self.compile = str(compile).lower()
         limit = [StopAfter(max_steps)] if max_steps >= 0 else []
+        if not kwargs.get("enable_progress_bar", True):  # Lightning refuses a bar then, rather than leaving it out
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
         super().__init__(callbacks=[*callbacks, *limit], inference_mode=False, **kwargs)
 
     @property

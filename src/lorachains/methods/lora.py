@@ -149,6 +149,8 @@ class Lora(L.LightningModule):
         self._dropout = any(value for name, value in settings.items() if "drop" in name) or any(
             isinstance(module, torch.nn.Dropout) and module.p for module in self.model.modules()
         )
+        if self._dropout and len(self.seeds) > 1:
+            log.warning("dropout draws other numbers for runs side by side than for each alone")
         self.passes.prepare(str(getattr(self.trainer, "compile", "false")))
 
     def on_train_start(self) -> None:
