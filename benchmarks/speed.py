@@ -1,24 +1,23 @@
-"""Training speed against HF Trainer + PEFT, both sides on one machine in one process, in steps and in whole runs.
+"""Training speed against HF Trainer + PEFT, both sides on one machine in one process, in optimizer steps.
 
     python benchmarks/speed.py step model=smollm2-135m rows=8 seq=64
     python benchmarks/speed.py step model=opt-1.3b rows=8 seq=256 random=true
     python benchmarks/speed.py step model=llama2-7b rows=4 seq=512 random=true
     python benchmarks/speed.py side_by_side model=smollm2-135m rows=8 seq=64 runs=1,5,25,50
     python benchmarks/speed.py mixed model=smollm2-135m rows=64 seq=64 adapters=2,32
-    python benchmarks/speed.py grid model=smollm2-135m root=DIR
+    python benchmarks/speed.py knot model=llama2-7b rows=4 seq=512 random=true
 
-Each prints JSON. Texts are random tokens of one length, an eighth of each is the answer; `grid` is the paper's grid on
-RTE. A step's time is the median over windows of `WINDOW` optimizer steps of a whole fit, data loading included. Before
-speeds are given, the losses of both sides' first steps, from the same adapter and in the same order, are compared.
+Each prints JSON. Texts are random tokens of one length; an eighth of each is the answer. A step's time is the median over
+windows of `WINDOW` optimizer steps of a whole fit, data loading included. Before speeds are given, the losses of both
+sides' first steps, from the same adapter and in the same order, are compared.
 """
 
 import gc
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -226,38 +225,41 @@ def mixed(name: str, rows: int, seq: int, adapters: Sequence[int], random: bool 
     return found
 
 
-def grid(name: str, root: str, best: bool = False) -> Figures:
-    """The paper's 5 x 5 grid on RTE: our command, and 25 times one run of theirs, which is made once."""
-    cfg = settings(name, "data=superglue", "data.task=rte", f"data.root={root}")
-    base = load(cfg)
-    data = instantiate(cfg.data, tokenizer=base.tokenizer)
-    theirs = {"default": hf_peft.run(base, data, settings="default", lr=5e-4, seed=0, device=DEVICE)}
-    if best:
-        theirs["best"] = hf_peft.run(base, data, settings="best", lr=5e-4, seed=0, device=DEVICE)
-    print(json.dumps(theirs), file=sys.stderr)
-    del base, data
-    gc.collect()
+def knot(name: str, rows: int, seq: int, random: bool = False, knots: int = 6) -> Figures:
+    """A knot in both modes, against a training step by the plain passes, and the peak of memory of each."""
+    found: Figures = {}
+    for mode in ("ledger", "merge"):
+        cfg = settings(name, "method=cola", f"knots.mode={mode}", random=random)
+        base = load(cfg)
+        method = make(cfg, base, 1)
+        method.model.to(DEVICE).train()
+        method.chain.flatten()
+        batch = pack(texts(base, rows, seq)).to(DEVICE)
+
+        def tie(method: Lora = method, mode: Any = mode) -> None:
+            method.chain.tie(1, mode)
+            method.chain.extend()
+
+        found[mode] = {"step": timed(lambda: method.passes.train(batch), knots)} | {"knot": timed(tie, knots)}  # noqa: B023
+        take_out(method)
+        del base, method
+    return found
+
+
+def timed(work: Callable[[], object], times: int) -> Figures:
+    """Median seconds, without the first, and the peak of memory above what was there."""
+    seconds = []
     if DEVICE == "cuda":
-        torch.cuda.empty_cache()
-    model = ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
-    ours = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in ("first", "again"):
-            command = [
-                sys.executable, "-m", "lorachains.train", "-m", "method=cola", *model, "data=superglue",
-                "data.task=rte", f"data.root={root}", "optim.lr=1e-3,8e-4,5e-4,1e-4,5e-5", "seed=0,1,2,3,4",
-                "hydra/launcher=replicas", f"hydra.sweep.dir={folder}/{kind}",
-            ]  # fmt: skip
-            start = time.perf_counter()
-            subprocess.run(command, check=True, stdout=sys.stderr)
-            seconds = time.perf_counter() - start
-            metrics = [json.loads(path.read_text()) for path in sorted(Path(folder, kind).glob("*/metrics.json"))]
-            kept = ("train/seconds", "run/seconds", "run/peak_memory_bytes", "train/tokens_per_second")
-            scores = [m["test/accuracy"] for m in metrics]
-            ours[kind] = {"seconds": seconds, "test_accuracy": scores} | {k: metrics[0][k] for k in kept}
-            assert len(metrics) == 25
-    ratio = {f"{s}, {k}": 25 * of["seconds"] / o["seconds"] for s, of in theirs.items() for k, o in ours.items()}
-    return {"theirs, one run": theirs, "ours, 25 runs": ours, "25 x theirs / ours": ratio}
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if DEVICE == "cuda" else 0
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() - before if DEVICE == "cuda" else 0
+    return {"seconds": median(seconds[1:]), "first_seconds": seconds[0], "peak_bytes_above": peak}
 
 
 def count(base: LanguageModel) -> int:
@@ -282,8 +284,8 @@ def matmul_ceiling() -> float | None:
     return float(2 * 8192**3 / median(times[2:]))
 
 
-def main() -> None:
-    """`FIGURE key=value …`."""
+def run(functions: dict[str, Callable[..., Figures]]) -> None:
+    """The command line, `FIGURE key=value …`: prints what one of the functions has found."""
     figure, *given = sys.argv[1:]
     kwargs: Figures = {"name": "smollm2-135m"}
     for pair in given:
@@ -293,12 +295,10 @@ def main() -> None:
             kwargs[key] = [int(n) for n in value.split(",")]
         else:
             kwargs[key] = {"true": True, "false": False}.get(value, int(value) if value.isdigit() else value)
-    functions = {"step": step, "side_by_side": side_by_side, "mixed": mixed, "grid": grid}
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
-    found = functions[figure](**kwargs)
     head = {"command": " ".join(sys.argv[1:]), "device": device, "torch": torch.__version__}
-    print(json.dumps(head | found, indent=2))
+    print(json.dumps(head | functions[figure](**kwargs), indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    run({"step": step, "side_by_side": side_by_side, "mixed": mixed, "knot": knot})

@@ -1,0 +1,92 @@
+"""Whole commands against what one would write with HF Trainer + PEFT: a grid of runs, and the way to the first step.
+
+    python benchmarks/commands.py grid model=smollm2-135m root=DIR
+    python benchmarks/commands.py first_step model=smollm2-135m
+
+`grid` is COLA's 5 × 5 grid on RTE (App. A.1), its evaluations included, of which theirs is made once and counted 25
+times. Each prints JSON.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import hf_peft
+import torch
+from hydra.utils import instantiate
+from speed import DEVICE, load, run, settings
+
+Figures = dict[str, Any]
+
+
+def grid(name: str, root: str, best: bool = False) -> Figures:
+    """The paper's 5 x 5 grid on RTE: our command, and 25 times one run of theirs, which is made once."""
+    cfg = settings(name, "data=superglue", "data.task=rte", f"data.root={root}")
+    base = load(cfg)
+    data = instantiate(cfg.data, tokenizer=base.tokenizer)
+    theirs = {"default": hf_peft.run(base, data, settings="default", lr=5e-4, seed=0, device=DEVICE)}
+    if best:
+        theirs["best"] = hf_peft.run(base, data, settings="best", lr=5e-4, seed=0, device=DEVICE)
+    print(json.dumps(theirs), file=sys.stderr)
+    del base, data
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+    model = ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
+    ours = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("first", "again"):
+            command = [
+                sys.executable, "-m", "lorachains.train", "-m", "method=cola", *model, "data=superglue",
+                "data.task=rte", f"data.root={root}", "optim.lr=1e-3,8e-4,5e-4,1e-4,5e-5", "seed=0,1,2,3,4",
+                "hydra/launcher=replicas", f"hydra.sweep.dir={folder}/{kind}",
+            ]  # fmt: skip
+            start = time.perf_counter()
+            subprocess.run(command, check=True, stdout=sys.stderr)
+            seconds = time.perf_counter() - start
+            metrics = [json.loads(path.read_text()) for path in sorted(Path(folder, kind).glob("*/metrics.json"))]
+            kept = ("train/seconds", "run/seconds", "run/peak_memory_bytes", "train/tokens_per_second")
+            scores = [m["test/accuracy"] for m in metrics]
+            ours[kind] = {"seconds": seconds, "test_accuracy": scores} | {k: metrics[0][k] for k in kept}
+            assert len(metrics) == 25
+    ratio = {f"{s}, {k}": 25 * of["seconds"] / o["seconds"] for s, of in theirs.items() for k, o in ours.items()}
+    return {"theirs, one run": theirs, "ours, 25 runs": ours, "25 x theirs / ours": ratio}
+
+
+def first_step(name: str, repeats: int = 3) -> Figures:
+    """A whole process that makes one optimizer step on a cached model: ours, and HF Trainer with PEFT."""
+    model = ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
+    small = ["data.train_size=8", "data.val_size=1", "data.test_size=1", "trainer.max_epochs=1", "overwrite=true"]
+    theirs = (
+        "from functools import partial; import hf_peft, speed\n"
+        f"base = speed.load(speed.settings({name!r})); rows = speed.texts(base, 8, 64)\n"
+        "train = partial(hf_peft.train, settings='default', device=speed.DEVICE, warmup=0)\n"
+        "train(base, rows, batch_size=8, lr=5e-4, seed=0, steps=1)"
+    )
+    commands = {
+        "ours": [sys.executable, "-m", "lorachains.train", *model, *small, "hydra.run.dir=."],
+        "theirs": [sys.executable, "-c", theirs],
+    }
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    found: Figures = {side: [] for side in commands}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(repeats):
+            for side, command in commands.items():
+                start = time.perf_counter()
+                subprocess.run(
+                    command, check=True, cwd=folder, env={**os.environ, "PYTHONPATH": path},
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+                found[side].append(time.perf_counter() - start)
+    return {side: {"seconds": median(of), "all": of} for side, of in found.items()}
+
+
+if __name__ == "__main__":
+    run({"grid": grid, "first_step": first_step})
