@@ -7,9 +7,9 @@
     python benchmarks/speed.py mixed model=smollm2-135m rows=64 seq=64 adapters=2,32
     python benchmarks/speed.py knot model=llama2-7b rows=4 seq=512 random=true
 
-Each prints JSON. Texts are random tokens of one length; an eighth of each is the answer. A step's time is the median over
-windows of `WINDOW` optimizer steps of a whole fit, data loading included. Before speeds are given, the losses of both
-sides' first steps, from the same adapter and in the same order, are compared.
+Each prints JSON. Texts are random tokens of one length; an eighth of each is the answer. A step's time is the median
+over windows of `WINDOW` optimizer steps of a whole fit, data loading included. Before speeds are given, the losses of
+both sides' first steps, from the same adapter and in the same order, are compared.
 """
 
 import gc

@@ -66,9 +66,7 @@ def predict(
     return predictions
 
 
-def candidate_losses(
-    batch: TokenBatch, losses: Float[Tensor, " answers"]
-) -> Float[Tensor, " candidates"]:
+def candidate_losses(batch: TokenBatch, losses: Float[Tensor, " answers"]) -> Float[Tensor, " candidates"]:
     """The mean negative log-likelihood of each candidate's tokens, in nats, of that of each answer token."""
     candidate, targets = (tensor.to(losses.device, non_blocking=True) for tensor in (batch.candidate, batch.targets))
     return mean_per_group(losses, candidate, batch.candidates, targets)

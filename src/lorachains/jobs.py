@@ -76,7 +76,8 @@ def _side_by_side(jobs: Sequence[Job]) -> list[Outcome]:
         return _on_devices(jobs)
     except torch.OutOfMemoryError as error:
         if len(jobs) == 1:
-            return [LorachainsError(f"out of memory ({_first_line(error)}): lower data.batch_size or data.max_length")]
+            remedy = "lower data.batch_size or data.max_length, or set model.checkpointing=true"
+            return [LorachainsError(f"out of memory ({_first_line(error)}): {remedy}")]
         half = (len(jobs) + 1) // 2
         log.warning("%d runs side by side need more memory than there is: %d at a time", len(jobs), half)
     except _Apart as apart:

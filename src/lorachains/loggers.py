@@ -17,8 +17,8 @@ def wandb_logger(save_dir: str, project: str, group: str, tags: list[str], **kwa
     mode = os.environ.get("WANDB_MODE") or (None if wandb.login(prompt=False) else "offline")
     return WandbLogger(
         name=Path(save_dir).name, save_dir=save_dir, project=project, group=group, tags=tags, mode=mode,
-        reinit="create_new", **kwargs
-    )
+        reinit="create_new", **kwargs,  # runs side by side are open at the same time
+    )  # fmt: skip
 
 
 @contextmanager

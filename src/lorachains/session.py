@@ -96,8 +96,8 @@ class Session:
             path = folder.adapter if len(names) == 1 else folder.adapters / name
             if writes():
                 metrics["adapter/rank"] = save_adapter(
-                self.method.chain, path, self.method.base.name, self.fingerprint, expert
-            )
+                    self.method.chain, path, self.method.base.name, self.fingerprint, expert
+                )
             of = "" if len(names) == 1 else f"{name}/"
             metrics |= {f"val/{of}{k}": v for k, v in moment.summary.items()} | {
                 f"best/{of}optimizer_step": moment.step

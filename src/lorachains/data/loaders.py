@@ -31,9 +31,7 @@ class Loaders:
             batches.
     """
 
-    def __init__(
-        self, runs: "Sequence[TaskDataModule]", serving: Serving, by_length: bool, share: Share = ALL
-    ) -> None:
+    def __init__(self, runs: "Sequence[TaskDataModule]", serving: Serving, by_length: bool, share: Share = ALL) -> None:
         self.runs, self.serving, self.by_length, self.share = runs, serving, by_length, share
 
     def train(self) -> TrainLoader:

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorachains.errors import LorachainsError
+from lorachains.models.checkpointing import checkpoint_layers
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,8 +20,16 @@ class LanguageModel:
     name: str
 
 
-def ready_to_train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LanguageModel:
-    """Settles what pretrained models leave open: the padding token, and a key/value cache for generation only."""
+def ready_to_train(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, *, checkpointing: bool = False
+) -> LanguageModel:
+    """Settles what pretrained models leave open: the padding token, and a key/value cache for generation only.
+
+    Args:
+        checkpointing: whether activations are recomputed in the backward pass: see `checkpoint_layers`.
+    """
+    if checkpointing:
+        checkpoint_layers(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.use_cache = False  # with it, torch.compile recompiles at each layer

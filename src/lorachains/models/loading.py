@@ -13,6 +13,7 @@ from lorachains.errors import LorachainsError
 from lorachains.models.gguf_file import converted
 from lorachains.models.hub import has_weights, in_hub_cache, on_hub
 from lorachains.models.language_model import LanguageModel, ready_to_train, torch_dtype
+from lorachains.models.quantization import keep_weights, quantized
 from lorachains.models.random_weights import random_llm
 from lorachains.models.wheels import Wheels
 
@@ -24,12 +25,14 @@ def load(
     *,
     dtype: str = "bfloat16",
     attn_implementation: str | None = None,
+    checkpointing: bool = False,
+    quantization: str | None = None,
     cache_dir: str | None = None,
     fallback: Wheels | None = None,
     random_weights: bool = False,
     architecture: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
-    """The model `name` with its weights in `dtype`, on the CPU.
+    """The model `name` with its weights in `dtype`, on the CPU; quantised ones are on the GPU if there is one.
 
     `name` is a hub name, a local folder or a GGUF file (dequantised once into `cache_dir`, default `$LORACHAINS_CACHE`
     or `~/.cache/lorachains`). A hub model that is neither reachable nor in the hub's own cache is replaced by
@@ -37,19 +40,36 @@ def load(
     `LorachainsError` where the model can't be had.
     """
     if random_weights:
-        return random_llm(name, architecture=architecture, dtype=dtype, attn_implementation=attn_implementation)
+        _refuse(quantization, "random weights")
+        return random_llm(
+            name, architecture=architecture, dtype=dtype, attn_implementation=attn_implementation,
+            checkpointing=checkpointing,
+        )  # fmt: skip
     weights = torch_dtype(dtype)
     cache = Path(cache_dir or os.environ.get("LORACHAINS_CACHE") or "~/.cache/lorachains").expanduser()
-    source = _local(name) or _remote(name, fallback, cache)
+    quantizer = quantized(quantization, weights) if quantization else None
+    source = _local(name) or _remote(name, None if quantization else fallback, cache)  # the fallback is a GGUF file
     if isinstance(source, Path) and source.suffix == ".gguf":
+        _refuse(quantization, "a GGUF file")
         source = converted(source, dtype=weights, cache=cache)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=weights, attn_implementation=attn_implementation)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=weights, attn_implementation=attn_implementation, quantization_config=quantizer
+        )
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise LorachainsError(f"model.name is {name!r}: transformers can't load it ({reason})") from error
-    return ready_to_train(model, tokenizer, name)
+    keep_weights(model)
+    return ready_to_train(model, tokenizer, name, checkpointing=checkpointing)
+
+
+def _refuse(quantization: str | None, what: str) -> None:
+    if quantization:
+        raise LorachainsError(
+            f"model.quantization is {quantization}, and the model is {what}: only weights from a folder or the hub "
+            "are quantised, set it to null"
+        )
 
 
 def _local(name: str) -> Path | None:

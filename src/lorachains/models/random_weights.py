@@ -31,6 +31,7 @@ def random_llm(
     architecture: Mapping[str, Any] | None,
     dtype: str = "float32",
     attn_implementation: str | None = None,
+    checkpointing: bool = False,
     seed: int = 0,
 ) -> LanguageModel:
     """A model of `architecture` (the fields of its transformers config, with `model_type`), reading bytes as tokens.
@@ -51,10 +52,13 @@ def random_llm(
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch_dtype(dtype), attn_implementation=attn_implementation
         )
-    return ready_to_train(model, tokenizer, name)
+    return ready_to_train(model, tokenizer, name, checkpointing=checkpointing)
 
 
-def tiny(*, seed: int = 0, hidden_size: int = 64, num_hidden_layers: int = 2, dtype: str = "float32") -> LanguageModel:
+def tiny(
+    *, seed: int = 0, hidden_size: int = 64, num_hidden_layers: int = 2, dtype: str = "float32",
+    checkpointing: bool = False,
+) -> LanguageModel:  # fmt: skip
     """A random Llama of about 0.1M parameters, for tests."""
     architecture = {
         "model_type": "llama",
@@ -67,4 +71,4 @@ def tiny(*, seed: int = 0, hidden_size: int = 64, num_hidden_layers: int = 2, dt
         "max_position_embeddings": 1024,
         "tie_word_embeddings": True,
     }
-    return random_llm("tiny", architecture=architecture, dtype=dtype, seed=seed)
+    return random_llm("tiny", architecture=architecture, dtype=dtype, checkpointing=checkpointing, seed=seed)

@@ -1,0 +1,133 @@
+"""Over a base in 4 or 8 bits adapters are trained as over any other, and the base stays as it is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from lorachains.bank import LoraBank
+from lorachains.batch import pack
+from lorachains.errors import LorachainsError
+from lorachains.loading import attach_adapter
+from lorachains.models import Wheels, byte_tokenizer, fingerprint, load, quantization
+from lorachains.routing import Routing
+from lorachains.scoring import answer_losses
+from tests.batches import texts_of
+from tests.models.gguf_files import tiny_llama, write_gguf
+from tests.runs import make_method, run
+from tests.tiny import ARCHITECTURES, tiny_model
+
+KINDS = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}
+TEXTS = texts_of((23, 3), (5, 4), (40, 1), (12, 11), (23, 6))
+
+
+@pytest.fixture
+def bitsandbytes() -> None:
+    pytest.importorskip("bitsandbytes", reason="needs lorachains[quantization]")
+
+
+def saved(folder: Path, arch: str = "llama") -> str:
+    """A model as `save_pretrained` writes it."""
+    tiny_model(arch).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def quantised(model: PreTrainedModel) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if type(module).__name__ in KINDS.values()}
+
+
+def weights(model: PreTrainedModel) -> list[Tensor]:
+    """Of the quantised layers, with their scales, and of all else in the base."""
+    scales = [getattr(layer.weight, "quant_state", None) for layer in quantised(model).values()]
+    base = [p for name, p in model.named_parameters() if "lora_" not in name]
+    return [t.detach().clone() for t in (*base, *(scale.absmax for scale in scales if scale is not None))]
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_decoders_linear_layers_are_quantised_and_nothing_else(arch: str, kind: str, tmp_path: Path) -> None:
+    name, ids = saved(tmp_path, arch), torch.tensor([[3, 4, 5, 6]])
+    model, whole = load(name, dtype="float32", quantization=kind).model, load(name, dtype="float32").model
+    layers = quantised(model)
+    assert {type(layer).__name__ for layer in layers.values()} == {KINDS[kind]}
+    kept = {n for n, p in model.named_parameters() if p.is_floating_point()}
+    assert {n for n, _ in whole.named_parameters()} - kept == {f"{layer}.weight" for layer in layers}
+    ours, theirs = model(ids).logits, whole(ids).logits
+    assert 0 < (ours - theirs).norm() < (0.25 if kind == "nf4" else 0.02) * theirs.norm()
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bank_adds_its_links_to_the_layers_own_output(kind: str, tmp_path: Path) -> None:
+    model = load(saved(tmp_path), dtype="float32", quantization=kind).model
+    layer, x = model.model.layers[0].mlp.down_proj, torch.randn(2, 3, 64)
+    bank = LoraBank(layer, 1, Routing())
+    bank.extend(torch.randn(1, 4, 64), torch.tensor([2.0]))
+    nn.init.normal_(bank.lora_B)
+    delta = 2 * F.linear(F.linear(x, bank.lora_A[0]), bank.lora_B[0])
+    assert torch.allclose(bank(x), layer(x) + delta, atol=1e-5)
+    assert str(bank.why_not_mergeable()).startswith(f"a {KINDS[kind]} has no floating-point weight")
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", [["method=lora"], ["method=cola", "knots.links=2"]], ids=["lora", "cola"])
+def test_training_leaves_the_base_as_it_was_and_the_adapter_loads_back(
+    method: list[str], kind: str, tmp_path: Path
+) -> None:
+    """Over validation and tests as well: on some CPUs bitsandbytes would lay the weights out anew."""
+    name = saved(tmp_path / "base")
+    base = load(name, dtype="float32", quantization=kind)
+    before, mark = weights(base.model), fingerprint(base.model)
+    trained = run(tmp_path / "run", *method, "optim.lr=0.05", "trainer.max_epochs=2", base=base, data={"train_size": 8})
+    assert trained.trainer.global_step == 4
+    assert len(trained.chain.ranks) == len(method) - 1
+    assert fingerprint(base.model) == mark
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(base.model), strict=True))
+
+    with torch.no_grad():
+        losses = answer_losses(trained.model.eval(), pack(TEXTS))
+        again = load(name, dtype="float32", quantization=kind)
+        bare = answer_losses(again.model.eval(), pack(TEXTS))
+        attach_adapter(again, tmp_path / "run" / "adapter")
+        loaded = answer_losses(again.model.eval(), pack(TEXTS))
+    assert losses.isfinite().all()
+    assert torch.allclose(loaded, losses, atol=1e-4)
+    assert (losses - bare).abs().max() > 1e-2
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+def test_a_merge_is_refused(tmp_path: Path) -> None:
+    base = load(saved(tmp_path), quantization="nf4")
+    with pytest.raises(
+        InstantiationException, match=r"a Linear4bit has no floating-point weight .* knots\.mode=ledger"
+    ):
+        make_method("method=cola", "knots.mode=merge", base=base)
+
+
+def test_without_bitsandbytes_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(LorachainsError, match=r"needs bitsandbytes: pip install 'lorachains\[quantization\]'$"):
+        load(saved(tmp_path), quantization="nf4")
+
+
+def test_other_words_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LorachainsError, match=r"model\.quantization is 'int4': give nf4, int8 or null"):
+        load(saved(tmp_path), quantization="int4")
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:
+    gguf = write_gguf(tmp_path / "tiny.gguf", tiny_llama())
+    with pytest.raises(LorachainsError, match=r"model\.quantization is nf4, and the model is a GGUF file: .* null"):
+        load(str(gguf), quantization="nf4", cache_dir=str(tmp_path))
+    with pytest.raises(LorachainsError, match=r"model\.quantization is int8, and the model is random weights: .* null"):
+        load("any", quantization="int8", random_weights=True, architecture={"model_type": "llama"})
+    with pytest.raises(LorachainsError, match="the hub can't be reached"):  # rather than fetch what it would refuse
+        load("some-lab/some-model", quantization="nf4", fallback=Wheels({"wheel==1": "file"}, "0" * 64))
