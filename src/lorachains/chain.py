@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lorachains.bank import LoraBank, draw_a
 from lorachains.errors import LorachainsError
+from lorachains.flat import FlatLinks
 from lorachains.inject import inject, scaling
 from lorachains.packing import packs
 from lorachains.routing import Route, Routing
@@ -42,8 +43,6 @@ class Chain:
 
     Attributes:
         banks: the banks by layer name.
-        flat: all live links for the optimizer, `(experts, parameters)` with an adapter a row, in one tensor or in one
-            for each slice of adapters (`split`). The banks' tensors are views of them.
         layout: changes whenever a tensor that a forward pass reads has moved or has changed its shape.
         ranks: the ranks of the tied links.
         knots: the number of optimizer steps done when each link was tied.
@@ -58,8 +57,7 @@ class Chain:
         self.routing = Routing()
         packs(model)  # tried out while the model still computes without a route
         self.banks: dict[str, LoraBank] = inject(model, self.config, len(self.seeds), self.routing)
-        self._storage = torch.empty(0, 0)
-        self.flat = [nn.Parameter(self._storage)]
+        self._flat = FlatLinks()
         self.layout = 0
         self._addresses: list[tuple[int, torch.Size]] = []
         self._reserved = 0
@@ -76,7 +74,7 @@ class Chain:
     @property
     def device(self) -> torch.device:
         """Where the live links are."""
-        return self._storage.device
+        return self._flat.storage.device
 
     @property
     def rank(self) -> int:
@@ -101,39 +99,29 @@ class Chain:
         """What is trained: the live link's stacked tensors, each with the adapters along its first dimension."""
         return [p for bank in self.banks.values() for p in (bank.lora_A, bank.lora_B, bank.lora_bias) if p is not None]
 
-    @torch.no_grad()
+    @property
+    def flat(self) -> list[nn.Parameter]:
+        """All live links for the optimizer, `(experts, parameters)` with an adapter a row; the banks hold views.
+
+        One tensor, or one for each slice of adapters (`split`).
+        """
+        return self._flat.slices
+
     def flatten(self) -> None:
-        """Lays the live links side by side in `flat`, and the banks' tensors over it as views.
+        """Lays the live links side by side in `flat`.
 
         Called by everything here that changes a live link; to be called after the model has moved to another device.
         """
-        tensors = self.parameters()
-        size = sum(tensor[0].numel() for tensor in tensors)
-        like, storage = tensors[0], self._storage
-        if storage.shape != (self.experts, size) or (storage.device, storage.dtype) != (like.device, like.dtype):
-            self._storage = like.new_empty(self.experts, size)
-            self.split([len(rows) for rows in self.flat] if len(self.flat) > 1 else [self.experts])
-        start = 0
-        for tensor in tensors:
-            view = self._storage[:, start : start + tensor[0].numel()].view(tensor.shape)
-            start += tensor[0].numel()
-            if view.data_ptr() != tensor.data_ptr():
-                view.copy_(tensor)
-                tensor.data = view
+        self._flat.lay(self.parameters())
         self._notice_moves()
 
     def split(self, sizes: Sequence[int]) -> None:
         """Divides `flat` into tensors of so many adapters each, for optimizers with settings of their own."""
-        if len(sizes) != len(self.flat):
-            self.flat = [nn.Parameter(torch.empty(0)) for _ in sizes]
-        for parameter, rows in zip(self.flat, self._storage.split(list(sizes)), strict=True):
-            parameter.grad = None
-            parameter.data = rows
+        self._flat.split(sizes)
 
     def add_gradient(self, whole: Float[Tensor, "experts parameters"], weight: float = 1.0) -> None:
         """Adds to the gradients of `flat`."""
-        for parameter, rows in zip(self.flat, whole.split([len(p) for p in self.flat]), strict=True):
-            parameter.grad = rows * weight if parameter.grad is None else parameter.grad.add_(rows, alpha=weight)
+        self._flat.add_gradient(whole, weight)
 
     def differentiate(self, loss: Tensor) -> Float[Tensor, "experts parameters"]:
         """The gradient of a scalar with respect to all live links, laid out as `flat`."""
