@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from lorachains.cli import settings_of
 from lorachains.config import conf_dir
 from lorachains.grouping import differing, group, told, why_apart
+from tests.runs import settings as composed
 
 
 @cache
@@ -94,3 +95,9 @@ def test_what_is_told_of_many_values() -> None:
 def test_no_jobs() -> None:
     assert group([]) == []
     assert differing([]) == {}
+
+
+def test_jobs_that_merge_into_the_base_stay_apart() -> None:
+    jobs = [settings_of(composed("method=cola", "knots.mode=merge", f"seed={seed}")) for seed in (0, 1)]
+    chain_of_one = [settings_of(composed("method=lora", "knots.mode=merge", f"seed={seed}")) for seed in (0, 1)]
+    assert group(jobs + chain_of_one) == [[0], [1], [2, 3]]

@@ -17,9 +17,9 @@ from lorachains.bank import LoraBank, draw_a
 from lorachains.errors import LorachainsError
 from lorachains.flat import FlatLinks
 from lorachains.inject import inject, scaling
+from lorachains.merging import Merges
 from lorachains.packing import packs
 from lorachains.routing import Route, Routing
-from lorachains.sharding import local, over_parts
 
 Mode = Literal["ledger", "merge"]
 
@@ -63,7 +63,7 @@ class Chain:
         self._reserved = 0
         self.ranks: list[int] = []
         self.knots: list[int] = []
-        self._original: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._merges = Merges(model, self.banks)
         self.extend()
 
     @property
@@ -171,31 +171,17 @@ class Chain:
             raise LorachainsError(f"a chain is tied in one mode: it has links in another than knots.mode={mode}")
         if mode == "merge":
             self.check_mergeable()
-            self._keep_original()
+            self._merges.keep_original()
         self.ranks.append(self.rank)
         self.knots.append(step)
         for bank in self.banks.values():
             bank.record()
         self._notice_moves()
-        return self._merge_link(len(self.ranks) - 1) if mode == "merge" else 0.0
+        return self._merges.add(len(self.ranks) - 1, self.ranks) if mode == "merge" else 0.0
 
     def check_mergeable(self) -> None:
         """Raises a LorachainsError that says why links can't be merged into this base, if they can't."""
-        remedy = "use knots.mode=ledger"
-        if self.experts > 1:
-            raise LorachainsError(
-                f"knots.mode=merge with {self.experts} adapters, which share one base weight: {remedy}"
-            )
-        owners: dict[int, int] = {}
-        for module in self.model.modules():
-            for parameter in module.parameters(recurse=False):
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-        for name, bank in self.banks.items():
-            why = bank.why_not_mergeable()
-            if why is None and owners[id(bank.base_layer.weight)] > 1:
-                why = "its weight is shared with another layer"
-            if why:
-                raise LorachainsError(f"knots.mode=merge can't merge into {name}: {why}: {remedy}")
+        self._merges.check(self.experts)
 
     def rewind(self, links: int) -> None:
         """Goes back to the state right after the `links`-th knot, with a fresh live link whose `B` is zero."""
@@ -204,9 +190,9 @@ class Chain:
         for bank in self.banks.values():
             bank.truncate(links, sum(self.ranks), self._reserved)
         if was_merged:
-            self._restore_original()
+            self._merges.restore_original()
             for link in range(links):
-                self._merge_link(link)
+                self._merges.add(link, self.ranks)
         self.extend()
 
     def live_link(self, expert: int) -> LiveLink:
@@ -269,11 +255,11 @@ class Chain:
                 bank.take(key, state[f"{name}.{key}"])
             bank.reserve(self._reserved)
         self.flatten()
-        self._restore_original()
+        self._merges.restore_original()
         if bool(state["chain.merged"]):
-            self._keep_original()
+            self._merges.keep_original()
             for link in range(len(self.ranks)):
-                self._merge_link(link)
+                self._merges.add(link, self.ranks)
 
     def _notice_moves(self) -> None:
         tensors = [t for bank in self.banks.values() for t in (*bank.parameters(False), *bank.buffers(False))]
@@ -281,32 +267,3 @@ class Chain:
         if addresses != self._addresses:
             self._addresses = addresses
             self.layout += 1
-
-    def _merge_link(self, link: int) -> float:
-        start = sum(self.ranks[:link])
-        lost, update = 0.0, 0.0
-        for bank in self.banks.values():
-            bank.merged = True
-            bank_lost, bank_update = bank.merge(link, slice(start, start + self.ranks[link]))
-            lost, update = lost + bank_lost, update + bank_update
-        lost, update = over_parts(self.model, lost, update)
-        return (lost / update) ** 0.5 if update else 0.0
-
-    def _keep_original(self) -> None:
-        """Copies the targeted weights to the host once, for an exact rewind: a merge can't be subtracted again."""
-        if not self._original:
-            for name, bank in self.banks.items():
-                bias = bank.base_layer.bias if bank.lora_bias is not None else None
-                self._original[name] = (
-                    local(bank.base_layer.weight.detach()).cpu().clone(),
-                    None if bias is None else local(bias.detach()).cpu().clone(),
-                )
-
-    @torch.no_grad()
-    def _restore_original(self) -> None:
-        for name, (weight, bias) in self._original.items():
-            layer = self.banks[name].base_layer
-            local(layer.weight).copy_(weight)
-            if bias is not None:
-                local(layer.bias).copy_(bias)
-            self.banks[name].merged = False

@@ -27,10 +27,15 @@ def group(settings: Sequence[Settings]) -> list[list[int]]:
     Returns:
         Groups of indices into `settings`: in each in ascending order, and the groups in the order of their first jobs.
     """
-    groups: dict[frozenset[tuple[str, str]], list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for index, job in enumerate(settings):
-        groups.setdefault(frozenset(_shared(job).items()), []).append(index)
+        groups.setdefault((frozenset(_shared(job).items()), index if merges(job) else None), []).append(index)
     return list(groups.values())
+
+
+def merges(settings: Settings) -> bool:
+    """Whether a job changes the base's weights, so that it needs a base of its own (COLA Algorithm 1, line 6)."""
+    return settings["knots"]["mode"] == "merge" and not _ties_none(settings)
 
 
 def trunk(settings: Settings, others: Sequence[Settings]) -> int | None:

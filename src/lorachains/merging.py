@@ -1,0 +1,74 @@
+"""Tied links in the base weights (COLA Algorithm 1, line 6), and the way back."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lorachains.bank import LoraBank
+from lorachains.errors import LorachainsError
+from lorachains.sharding import local, over_parts
+
+
+class Merges:
+    """Adds ledger links to the weights under a model's banks.
+
+    Args:
+        banks: the model's, by layer name.
+    """
+
+    def __init__(self, model: PreTrainedModel, banks: Mapping[str, LoraBank]):
+        self.model, self.banks = model, banks
+        self._original: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    def check(self, experts: int) -> None:
+        """Raises a LorachainsError that says why links can't be merged into this base, if they can't."""
+        remedy = "use knots.mode=ledger"
+        if experts > 1:
+            raise LorachainsError(f"knots.mode=merge with {experts} adapters, which share one base weight: {remedy}")
+        owners: dict[int, int] = {}
+        for module in self.model.modules():
+            for parameter in module.parameters(recurse=False):
+                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        for name, bank in self.banks.items():
+            why = bank.why_not_mergeable()
+            if why is None and owners[id(bank.base_layer.weight)] > 1:
+                why = "its weight is shared with another layer"
+            if why:
+                raise LorachainsError(f"knots.mode=merge can't merge into {name}: {why}: {remedy}")
+
+    def add(self, link: int, ranks: Sequence[int]) -> float:
+        """Merges one link of the ledger, whose links have these ranks.
+
+        Returns:
+            The share of the link's update that the base's precision lost, `‖lost‖ / ‖ΔW‖`.
+        """
+        start = sum(ranks[:link])
+        lost, update = 0.0, 0.0
+        for bank in self.banks.values():
+            bank.merged = True
+            bank_lost, bank_update = bank.merge(link, slice(start, start + ranks[link]))
+            lost, update = lost + bank_lost, update + bank_update
+        lost, update = over_parts(self.model, lost, update)
+        return (lost / update) ** 0.5 if update else 0.0
+
+    def keep_original(self) -> None:
+        """Copies the targeted weights to the host once, for an exact way back: a merge can't be subtracted again."""
+        if not self._original:
+            for name, bank in self.banks.items():
+                bias = bank.base_layer.bias if bank.lora_bias is not None else None
+                self._original[name] = (
+                    local(bank.base_layer.weight.detach()).cpu().clone(),
+                    None if bias is None else local(bias.detach()).cpu().clone(),
+                )
+
+    @torch.no_grad()
+    def restore_original(self) -> None:
+        """Takes all links out of the weights again."""
+        for name, (weight, bias) in self._original.items():
+            layer = self.banks[name].base_layer
+            local(layer.weight).copy_(weight)
+            if bias is not None:
+                local(layer.bias).copy_(bias)
+            self.banks[name].merged = False
