@@ -65,7 +65,10 @@ def test_a_run_that_does_not_fit_alone_says_what_to_do(tmp_path: Path, groups: C
     groups(most=0)
     for outcome in train_jobs(jobs_of(tmp_path, 2)):
         assert isinstance(outcome, LorachainsError)
-        assert str(outcome) == "out of memory (CUDA out of memory.): lower data.batch_size or data.max_length"
+        assert str(outcome) == (
+            "out of memory (CUDA out of memory.): "
+            "lower data.batch_size or data.max_length, or set model.checkpointing=true"
+        )
 
 
 def test_an_error_ends_its_group_alone(tmp_path: Path, groups: Callable[..., Groups]) -> None:

@@ -119,7 +119,9 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
     base = instantiate(first.model)
     data, methods = _built(jobs, base)
     method = stack(methods, base)
-    checkpoint = _checkpoint(jobs)
+    checkpoint = checkpoint_of(jobs)
+    if len(jobs) > 1 and checkpoint.is_file() and not first.resume:
+        _start_afresh(checkpoint, first.overwrite)
     start = resumable(checkpoint) if first.resume else None
     with ExitStack() as entered:
         loggers = [entered.enter_context(finishing(instantiate(j.cfg.logger), settings_of(j.cfg))) for j in jobs]
@@ -134,7 +136,20 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
             if len(method.failures) < len(jobs):
                 raise
             return [method.failures[run] for run in range(len(jobs))]
-        return session.finish()
+        outcomes = session.finish()
+    if len(jobs) > 1 and writes():
+        checkpoint.unlink(missing_ok=True)
+    return outcomes
+
+
+def _start_afresh(checkpoint: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise LorachainsError(
+            f"{checkpoint} holds an unfinished training of these runs: add resume=true to go on with it, "
+            "overwrite=true to start afresh, or choose another hydra.sweep.dir"
+        )
+    if writes():
+        checkpoint.unlink()
 
 
 def stack(methods: Sequence[Any], base: LanguageModel) -> Lora:
@@ -209,10 +224,10 @@ def _first_knot(job: Job, knots: DictConfig, data: RunsDataModule) -> int | None
 
 
 def _fork_path(trunks: Sequence[Job], step: int) -> Path:
-    return _checkpoint(trunks).with_name(f"fork-{step}.ckpt")
+    return checkpoint_of(trunks).with_name(f"fork-{step}.ckpt")
 
 
-def _checkpoint(jobs: Sequence[Job]) -> Path:
+def checkpoint_of(jobs: Sequence[Job]) -> Path:
     """Where the runs' one checkpoint is: in the folder of a run alone, else beside the runs' folders."""
     if len(jobs) == 1:
         return jobs[0].folder.checkpoint

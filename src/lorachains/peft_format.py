@@ -65,6 +65,8 @@ def save_adapter(chain: Chain, folder: Path, base_name: str, base_fingerprint: s
         inference_mode=True, task_type="CAUSAL_LM", base_model_name_or_path=base_name, init_lora_weights=True,
         fan_in_fan_out=any(isinstance(bank.base_layer, Conv1D) for bank in chain.banks.values()),
     )  # fmt: skip
+    if isinstance(config.target_modules, set):  # whose order changes from process to process
+        config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
     (folder / FINGERPRINT).write_text(base_fingerprint + "\n")
     return rank

@@ -73,7 +73,8 @@ class RunFolder:
         if (self.metrics.is_file() or self.checkpoint.is_file()) and not resume and not overwrite:
             raise LorachainsError(
                 f"{self.path} already holds {'a finished' if self.metrics.is_file() else 'an unfinished'} run: "
-                "add resume=true to go on with it, overwrite=true to start afresh, or choose another hydra.run.dir"
+                "add resume=true to go on with it, overwrite=true to start afresh, or choose another hydra.run.dir "
+                "(hydra.sweep.dir in a multirun)"
             )
         if overwrite and not resume:
             for old in (self.metrics, self.predictions, self.config):

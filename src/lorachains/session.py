@@ -61,8 +61,11 @@ class Session:
         chain = self.method.chain
         links, trained = len(chain.ranks) + 1, sum(p[0].numel() for p in chain.parameters())  # not the best epoch's
         last = self._test()
+        each, end = len(self.method.names), self.trainer.global_step
+        at_end = [all(b.step == end for b in best.best[i * each : (i + 1) * each]) for i in range(len(self.folders))]
+        self.method.settled = {run for run, last_is_best in enumerate(at_end) if last_is_best}
         best.restore(self.method)
-        at_best = last if all(b.step == self.trainer.global_step for b in best.best) else self._test()
+        at_best = last if all(at_end) else self._test()
         outcomes: list[Outcome] = []
         for run, folder in enumerate(self.folders):
             if run in self.method.failures:

@@ -9,7 +9,7 @@ import pytest
 
 from lorachains.errors import LorachainsError
 from lorachains.jobs import Job, train_jobs
-from lorachains.methods import Lora
+from lorachains.methods import Cola, Lora
 from tests.jobs import adapter, close, distance, job, logged, metrics, predictions, same, trained
 from tests.runs import DIVERGING
 
@@ -192,6 +192,29 @@ def test_a_stopped_group_goes_on(
         assert all(bool((adapter(ours)[key] == value).all()) for key, value in adapter(theirs).items())
         assert close(metrics(ours), metrics(theirs), 0)
         assert predictions(ours) == predictions(theirs)
+
+
+def test_an_unfinished_group_is_not_begun_anew_by_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = ["trainer.max_epochs=2", "checkpoint_every=4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Lora, "on_train_batch_start", killed_at("on_train_batch_start", 9))
+        train_jobs(grid(tmp_path, RUNS, *shared))
+    for outcome in train_jobs(grid(tmp_path, RUNS, *shared)):
+        assert "holds an unfinished training of these runs: add resume=true" in str(outcome)
+    trained(grid(tmp_path, RUNS, *shared, "overwrite=true"))
+    assert not list(tmp_path.glob(".groups/*/last.ckpt"))  # nothing is left to go on with
+
+
+def test_a_knot_that_moves_one_run_stops_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drift is each run's own: the others' logits neither hide it nor suffer from it."""
+    drifts = Cola._drifts
+    monkeypatch.setattr(
+        Cola, "_drifts", lambda self, *given: [drift + run for run, drift in enumerate(drifts(self, *given))]
+    )
+    knots = ["method=cola", "knots=at_steps", "knots.steps=[5]", "trainer.max_epochs=2"]
+    good, bad = train_jobs(grid(tmp_path, [["seed=0"], ["seed=1"]], *knots))
+    assert isinstance(good, dict)
+    assert "knot 1 after optimizer step 5 moved the logits by 1.0e+00" in str(bad)
 
 
 def test_a_stopped_run_of_a_group_that_goes_on_stays_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

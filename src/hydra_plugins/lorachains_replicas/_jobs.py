@@ -38,6 +38,7 @@ class Ready:
         logging: Hydra's `job_logging`, resolved.
         verbose: Hydra's.
         env: environment variables that Hydra is to set for the job.
+        finished: whether it was trained before, and is to be resumed.
     """
 
     job: Job
@@ -46,6 +47,7 @@ class Ready:
     logging: dict[str, Any]
     verbose: Any
     env: dict[str, str]
+    finished: bool
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -54,8 +56,8 @@ class Ready:
 
 
 @one_line_errors
-def prepare(cfg: DictConfig) -> Ready | None:
-    """The task that Hydra runs for each job of the multirun: doesn't train it yet. `None` if that is done already.
+def prepare(cfg: DictConfig) -> Ready:
+    """The task that Hydra runs for each job of the multirun: doesn't train it yet.
 
     Raises:
         CompactHydraException: names the job and what is wrong with its settings.
@@ -65,12 +67,12 @@ def prepare(cfg: DictConfig) -> Ready | None:
     OmegaConf.resolve(cfg)
     instantiate(cfg.method, _partial_=True)  # refuses wrong settings now, when they don't yet stop a whole bank
     folder = RunFolder(Path(hydra.runtime.output_dir))
-    if cfg.resume and folder.finished(settings_of(cfg)):
+    finished = bool(cfg.resume) and folder.finished(settings_of(cfg))
+    if finished:
         log.info("%s is finished: nothing to resume", folder.path)
-        return None
     # What `hydra` holds is typed as its dataclasses; it is OmegaConf's nodes.
     logs, verbose, env = (_plain(node) for node in (hydra.job_logging, hydra.verbose, hydra.job.env_set))
-    return Ready(Job(cfg, folder), int(hydra.job.num), hydra.job.override_dirname, logs, verbose, env)
+    return Ready(Job(cfg, folder), int(hydra.job.num), hydra.job.override_dirname, logs, verbose, env, finished)
 
 
 def train_group(group: Sequence[Ready]) -> list[Outcome]:

@@ -16,6 +16,7 @@ from hydra_plugins.lorachains_replicas._cluster import Cluster
 from hydra_plugins.lorachains_replicas._jobs import Ready, failure, prepare, train_group
 from lorachains.errors import LorachainsError
 from lorachains.grouping import differing, group, merges, told, trunk, why_apart
+from lorachains.jobs import checkpoint_of
 from lorachains.session import Outcome
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def launch(launcher: "ReplicasLauncher", job_overrides: Sequence[Sequence[str]],
         returns = {i: _prepared(launcher, overrides, i) for i, overrides in enumerate(job_overrides, first)}
         groups = _grouped(_to_be_trained(returns), launcher.group_size)
         groups = groups if launcher.submitit else _grafted(groups)
+        for job in returns.values():
+            if job.status == JobStatus.COMPLETED:
+                job.return_value = None  # finished before, unless it is trained now
         for jobs, outcomes in zip(groups, train(groups) if groups else [], strict=True):
             for ready, outcome in zip(jobs, outcomes, strict=True):
                 _set(returns[ready.number], outcome)
@@ -98,11 +102,19 @@ def _grouped(jobs: Sequence[Ready], most: int | None) -> list[list[Ready]]:
     if any(merges(head) for head in heads):
         log.info("knots.mode=merge changes the base: each of its jobs runs alone (knots.mode=ledger doesn't)")
     log.info("%d group%s%s", len(groups), "s" * (len(groups) != 1), f", kept apart by {told(values)}" if values else "")
-    return [
+    parts = [
         [jobs[index] for index in members[start : start + (most or len(members))]]
         for members in groups
         for start in range(0, len(members), most or len(members))
     ]
+    return [part for part in map(_unfinished, parts) if part]
+
+
+def _unfinished(part: Sequence[Ready]) -> list[Ready]:
+    """What is left to be trained: all, if they have a checkpoint together from which some haven't come to their end."""
+    left = [ready for ready in part if not ready.finished]
+    together = left and len(part) > 1 and checkpoint_of([ready.job for ready in part]).is_file()
+    return list(part) if together else left
 
 
 def _grafted(groups: Sequence[Sequence[Ready]]) -> list[list[Ready]]:

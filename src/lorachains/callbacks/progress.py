@@ -74,8 +74,9 @@ class Throughput(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "Lora") -> None:  # type: ignore[override]
         shown = {k: v for k, v in pl_module.journal.shown.items() if k == "train/loss" or k.startswith("val/")}
         log.info(
-            "epoch %d of %s, optimizer step %d: %s; %.0f tokens/s",
+            "epoch %d of %s, optimizer step %d: %s%s; %.0f tokens/s",
             trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step,
+            f"means of {len(pl_module.seeds)} runs: " if len(pl_module.seeds) > 1 else "",
             ", ".join(f"{key} {value:.4g}" for key, value in shown.items()), self.tokens / max(self.seconds, 1e-9),
         )  # fmt: skip
 

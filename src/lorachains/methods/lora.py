@@ -56,6 +56,7 @@ class Lora(L.LightningModule):
     Attributes:
         predictions: split to the last predictions of each run.
         failures: run to the error that ended its training; the others go on.
+        settled: the runs whose test results are logged already.
 
     Raises:
         LorachainsError: a config that a bank can't follow.
@@ -77,6 +78,7 @@ class Lora(L.LightningModule):
         self.best = BestEpoch(select)
         self.predictions: dict[str, list[list[Prediction]]] = {}
         self.failures: dict[int, LorachainsError] = {}
+        self.settled: set[int] = set()
         self.journal = Journal(self)
         self.passes = Passes(self)
         self._peak = torch.tensor(
@@ -259,14 +261,20 @@ class Lora(L.LightningModule):
         summaries, each = self.adapter_summaries("val"), self.serving.experts
         for run, recipe in enumerate(self.optims):
             finite = any(math.isfinite(s["loss"]) for s in summaries[run * each : (run + 1) * each])
-            if not finite and run not in self.failures:
-                self.failures[run] = LorachainsError(
+            if not finite:
+                why = (
                     f"val/loss is not finite after optimizer step {self.trainer.global_step}: training has diverged; "
                     f"lower optim.lr ({recipe.lr}) or set trainer.gradient_clip_val"
                 )
-                log.error("run %d of %d is stopped: %s", run + 1, len(self.seeds), self.failures[run])
-        if len(self.failures) == len(self.seeds):
-            raise self.failures[0]
+                self.stop_run(run, LorachainsError(why))
+
+    def stop_run(self, run: int, error: LorachainsError) -> None:
+        """Stops one run; the others go on. Raises the error if there are no others."""
+        if run not in self.failures:
+            self.failures[run] = error
+            if len(self.failures) == len(self.seeds):
+                raise self.failures[0]
+            log.error("run %d of %d is stopped: %s", run + 1, len(self.seeds), error)
 
     def on_test_epoch_end(self) -> None:
         self._collect("test")
@@ -278,7 +286,8 @@ class Lora(L.LightningModule):
             for predictions, run in zip(self.predictions[split], self.data.runs, strict=True)
         ]
         for run, summary in enumerate(summaries):
-            self.journal.log(run, summary)
+            if split != "test" or run not in self.settled:
+                self.journal.log(run, summary)
         if all(summary.keys() == summaries[0].keys() for summary in summaries):
             self.journal.show(summaries)
 
