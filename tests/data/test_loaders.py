@@ -133,3 +133,13 @@ def test_processes_share_a_batch(of: int) -> None:
 def test_a_batch_with_fewer_rows_than_processes_is_refused() -> None:
     with pytest.raises(LorachainsError, match=r"data.batch_size is 4, shared by 5 devices"):
         side_by_side(three(), share=Share(0, 5)).train_dataloader()
+
+
+def test_the_data_of_one_run_is_that_of_a_group_of_one() -> None:
+    """It can be trained on as it is, also where the largest batch is tried first."""
+    alone = stub_module(byte_tokenizer())
+    alone.setup()
+    train, evaluation = alone.largest(1)
+    theirs, their_evaluation = RunsDataModule([alone]).largest(1)
+    assert torch.equal(train.input_ids, theirs.input_ids)
+    assert torch.equal(evaluation.scored.input_ids, their_evaluation.scored.input_ids)

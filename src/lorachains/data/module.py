@@ -25,17 +25,10 @@ from lorachains.errors import LorachainsError
 log = logging.getLogger(__name__)
 
 
-class RunsDataModule(LightningDataModule):
-    """The data of several runs that are trained side by side.
+class _Served(LightningDataModule):
+    """The loaders of the data of one or several runs."""
 
-    Args:
-        runs: one for each run, with its own order; runs with the same rows share them (`TaskDataModule.in_order`).
-    """
-
-    def __init__(self, runs: "Sequence[TaskDataModule]") -> None:
-        super().__init__()
-        self.runs = list(runs)
-        self.serve(Serving(len(self.runs)), by_length=False)
+    runs: "Sequence[TaskDataModule]"
 
     def serve(self, serving: Serving, by_length: bool, share: Share = ALL) -> None:
         """Says, before the first loader is asked for, which adapter serves which row.
@@ -50,13 +43,12 @@ class RunsDataModule(LightningDataModule):
         """See `Loaders.largest`."""
         return self._loaders.largest(epochs)
 
-    def setup(self, stage: str | None = None) -> None:
-        """See `TaskDataModule.setup`."""
-        for run in self.runs:
-            run.setup(stage)
-
     def train_dataloader(self) -> TrainLoader:
-        """Each run's next batch; resumable. Raises `LorachainsError` where epochs differ in their batches."""
+        """Each run's next batch, each row once an epoch; resumable.
+
+        Raises:
+            LorachainsError: the runs' epochs differ in their number of batches.
+        """
         return self._loaders.train()
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
@@ -68,7 +60,25 @@ class RunsDataModule(LightningDataModule):
         return self._loaders.evaluation("test")
 
 
-class TaskDataModule(LightningDataModule):
+class RunsDataModule(_Served):
+    """The data of several runs that are trained side by side.
+
+    Args:
+        runs: one for each run, with its own order; runs with the same rows share them (`TaskDataModule.in_order`).
+    """
+
+    def __init__(self, runs: "Sequence[TaskDataModule]") -> None:
+        super().__init__()
+        self.runs = list(runs)
+        self.serve(Serving(len(self.runs)), by_length=False)
+
+    def setup(self, stage: str | None = None) -> None:
+        """See `TaskDataModule.setup`."""
+        for run in self.runs:
+            run.setup(stage)
+
+
+class TaskDataModule(_Served):
     """One or several tasks; training batches mix them at random.
 
     Args:
@@ -187,25 +197,9 @@ class TaskDataModule(LightningDataModule):
         return other
 
     @property
-    def runs(self) -> "list[TaskDataModule]":
+    def runs(self) -> "Sequence[TaskDataModule]":  # type: ignore[override]
         """Itself: the data of one run."""
         return [self]
-
-    def serve(self, serving: Serving, by_length: bool, share: Share = ALL) -> None:
-        """See `RunsDataModule.serve`."""
-        self._loaders = Loaders([self], serving, by_length, share)
-
-    def train_dataloader(self) -> TrainLoader:
-        """Training batches, each row once an epoch; resumable."""
-        return self._loaders.train()
-
-    def val_dataloader(self) -> DataLoader[EvalBatch]:
-        """Evaluation batches of the rows that training leaves out."""
-        return self._loaders.evaluation("val")
-
-    def test_dataloader(self) -> DataLoader[EvalBatch]:
-        """Evaluation batches of the test rows."""
-        return self._loaders.evaluation("test")
 
 
 def _names(tasks: Sequence[str]) -> list[str]:
