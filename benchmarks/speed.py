@@ -195,20 +195,32 @@ def check_same(ours: Sequence[float], theirs: Sequence[float]) -> None:
 
 
 def side_by_side(
-    name: str, rows: int, seq: int, runs: Sequence[int], random: bool = False, steps: int = 120
+    name: str, rows: int, seq: int, runs: Sequence[int], random: bool = False, theirs: bool = False, steps: int = 120
 ) -> Figures:
-    """Our step with several runs in one bank."""
+    """Our step with several runs in one bank, as many as memory holds; and a step of HF Trainer + PEFT's one run."""
     cfg = settings(name, "method=lora", random=random)
     base = load(cfg)
     given = texts(base, rows * steps, seq)
-    found = {}
+    found, hf = {}, Figures()
+    if theirs:
+        hf = hf_peft.train(base, given, batch_size=rows, lr=5e-4, seed=0, device=DEVICE, settings="default", steps=40)
+        del hf["losses"]
     for number in runs:
         method = make(cfg, base, number)
-        found[str(number)] = train(method, cfg, base, given, rows)
-        take_out(method)
+        try:
+            found[str(number)] = train(method, cfg, base, given, rows)
+        except torch.OutOfMemoryError:
+            found[str(number)] = {"out_of_memory": True}
+            break
+        finally:
+            take_out(method)
+            del method
     one = found[str(runs[0])]["step_seconds"]
-    each = {n: of["step_seconds"] / int(n) for n, of in found.items()}
-    return found | {"seconds_per_run": each, "against_one": {n: one / s for n, s in each.items()}}
+    each = {n: of["step_seconds"] / int(n) for n, of in found.items() if "step_seconds" in of}
+    ratios = {"against_one": {n: one / s for n, s in each.items()}}
+    if theirs:
+        ratios["hf_default / ours"] = {n: hf["step_seconds"] / s for n, s in each.items()}
+    return found | {"seconds_per_run": each, "hf_default": hf} | ratios
 
 
 def mixed(name: str, rows: int, seq: int, adapters: Sequence[int], random: bool = False, steps: int = 120) -> Figures:

@@ -53,7 +53,8 @@ def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None
             method.chain.extend()
             randomise(method.chain, seed=1)
         *_, plain = method.passes._forward_backward(batch.to("cuda"))
-        *_, ours = replayed(batch)
-        assert (ours - plain).norm() <= 2e-2 * plain.norm()
+        for _ in range(3):  # plain, recorded, replayed
+            *_, ours = replayed(batch)
+            assert (ours - plain).norm() <= 2e-2 * plain.norm()
         assert len(replayed._recorded) == 1
         assert method.chain.layout == layout

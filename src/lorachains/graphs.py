@@ -8,6 +8,7 @@ sizes (`TokenBatch.filled`) and copied into the graph's own tensors; what a knot
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 Pass = Callable[[TokenBatch], tuple[Tensor, ...]]
 """A pass over a model: from a batch to tensors."""
+
+_Result = TypeVar("_Result")
 
 
 def why_not(model: PreTrainedModel) -> str | None:
@@ -68,7 +71,7 @@ class _Recorded:
 
 
 class Replayed:
-    """A pass that is recorded for each size of batch, and replayed.
+    """A pass that is recorded for each size of batch at its second time, and replayed.
 
     Args:
         run: the pass. What it reads beside the batch must stay where it is.
@@ -78,6 +81,7 @@ class Replayed:
 
     def __init__(self, run: Pass, device: torch.device, layout: Callable[[], int]):
         self.run, self.device, self.layout = run, device, layout
+        self._met: set[tuple[object, ...]] = set()
         self._recorded: dict[tuple[object, ...], _Recorded] = {}
         self._of_layout = layout()
         self._pool = torch.cuda.graph_pool_handle()
@@ -91,32 +95,40 @@ class Replayed:
         """
         if self._of_layout != self.layout():
             self._recorded.clear()
+            self._pool = torch.cuda.graph_pool_handle()  # the old one is gone with its last graph
             self._of_layout = self.layout()
         key = (*(tuple(t.shape) for t in batch.tensors().values()), batch.longest)
+        if key not in self._met:
+            self._met.add(key)  # compiles, and sets up what may not be set up during the recording
+            return self._aside(self.run, batch.to(self.device))
         if key not in self._recorded:
-            self._recorded[key] = self._record(batch.to(self.device))
+            self._recorded[key] = self._aside(self._record, batch.to(self.device))
         found = self._recorded[key]
         for name, tensor in batch.tensors().items():
             getattr(found.batch, name).copy_(tensor, non_blocking=True)
         found.graph.replay()
         return found.outputs
 
-    def _record(self, batch: TokenBatch) -> _Recorded:
+    def _aside(self, work: Callable[[TokenBatch], _Result], batch: TokenBatch) -> _Result:
+        """Does it on the one stream for passes and recordings: autograd's leaves remember theirs."""
         self._stream.wait_stream(torch.cuda.current_stream())
-        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
-            self.run(batch)  # compiles, and sets up what may not be set up during the recording
-            torch.cuda.synchronize()
-            if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved():
-                torch.cuda.empty_cache()  # the recording needs as much again, from memory of its own
-            # Lightning frees cuBLAS's workspaces after each fit or test: a graph needs one of its own.
-            torch._C._cuda_clearCublasWorkspaces()
-            # Not `with torch.cuda.graph`, which collects garbage and frees all cached memory: a second, each time.
-            graph.capture_begin(pool=self._pool)
-            try:
-                outputs = self.run(batch)
-            finally:
-                graph.capture_end()
-            torch._C._cuda_clearCublasWorkspaces()
+            result = work(batch)
         torch.cuda.current_stream().wait_stream(self._stream)
+        return result
+
+    def _record(self, batch: TokenBatch) -> _Recorded:
+        torch.cuda.synchronize()
+        if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved():
+            torch.cuda.empty_cache()  # the recording needs as much again, from memory of its own
+        # Lightning frees cuBLAS's workspaces after each fit or test: a graph needs one of its own.
+        torch._C._cuda_clearCublasWorkspaces()
+        graph = torch.cuda.CUDAGraph()
+        # Not `with torch.cuda.graph`, which collects garbage and frees all cached memory: a second, each time.
+        graph.capture_begin(pool=self._pool)
+        try:
+            outputs = self.run(batch)
+        finally:
+            graph.capture_end()
+        torch._C._cuda_clearCublasWorkspaces()
         return _Recorded(graph, batch, outputs)

@@ -99,7 +99,9 @@ def test_replayed_steps_are_the_eager_ones(arch: str, sampling: Sampling | None)
         expected = eager(prompts, 40, adapter, sampling)
         assert replayed(prompts, 40, adapter, sampling) == expected
         assert replayed(prompts, 40, adapter, sampling) == expected
-        assert [lane.graph is None for lane in replayed._lanes.values()] == [False]
+        # Bloom of some releases of transformers asks the host in each step: found out, logged, and not captured.
+        assert [lane.graph is not None for lane in replayed._lanes.values()] == [replayed._replayable]
+        assert replayed._replayable or arch == "bloom"
         if seed == 1:
             moved = [parameter.data for parameter in model.parameters()]
             model.cpu().cuda()

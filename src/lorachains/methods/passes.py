@@ -67,9 +67,11 @@ class Passes:
         start, model, epochs = time.perf_counter(), self.method.model, self.method.trainer.max_epochs or 1
         train, evaluation = self.method.data.largest(max(1, epochs))
         try:
-            self._train(train.filled(self.longest))
+            for _ in ("plain", "recorded"):
+                self._train(train.filled(self.longest))
             model.eval()
-            self._evaluate(evaluation.scored.filled(self.longest))
+            for _ in ("plain", "recorded"):
+                self._evaluate(evaluation.scored.filled(self.longest))
             torch.cuda.synchronize()
         except torch.OutOfMemoryError:
             raise
