@@ -33,7 +33,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def test_no_group_is_forgotten() -> None:
-    known = RUN_AS_THEY_ARE | {"data", "model", "experiment", "hydra"}
+    known = RUN_AS_THEY_ARE | {"data", "model", "experiment", "hydra", "problem"}
     assert {path.parent.name for path in FILES} <= known
 
 
