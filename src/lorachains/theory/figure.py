@@ -1,5 +1,6 @@
 """The figure of a study: average gaps beside their bounds above, COLA beside LoRA below."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5")
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Writes the figure as SVG, the same bytes for the same results."""
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    figure = Figure(figsize=(12, 7), layout="constrained")
     axes = figure.subplots(2, 2)
     titles = {"ball": "Algorithm 2, M over the ball (the paper's)", "start": "Algorithm 2, M = L(W₁)"}
     for axis, (kind, title) in zip(axes[0], titles.items(), strict=True):
@@ -20,14 +21,16 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axis.set(title=title, xlabel="T", ylabel="average gap")
     for axis, key, name in zip(axes[1], ("losses", "gaps"), ("loss", "Frank–Wolfe gap"), strict=True):
         _curves(axis, results["chains"], key)
-        axis.set(title="Algorithm 1: LoRA (dotted) and COLA", xlabel="SGD steps", ylabel=name)
+        axis.set(title="Algorithm 1 (one link is LoRA)", xlabel="SGD steps", ylabel=name)
+    for axis in axes[:, 1]:
+        axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1))  # the same as on the left
     with matplotlib.rc_context({"svg.hashsalt": "lorachains", "svg.fonttype": "none"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _gaps(axis: Axes, rows: list[dict[str, Any]]) -> None:
     batches = list(dict.fromkeys(row["batch"] for row in rows))
-    for colour, batch in zip(COLOURS, batches, strict=False):
+    for colour, batch in zip(cycle(COLOURS), batches, strict=False):
         own = [row for row in rows if row["batch"] == batch]
         steps = [row["T"] for row in own]
         axis.plot(steps, [row["average_gap"] for row in own], "o-", color=colour, label=f"measured, b = {batch}")
@@ -41,14 +44,12 @@ def _gaps(axis: Axes, rows: list[dict[str, Any]]) -> None:
         color="grey", label="bound at ε = 0",
     )  # fmt: skip
     axis.set(xscale="log", yscale="log")
-    axis.legend(fontsize="x-small")
 
 
 def _curves(axis: Axes, rows: list[dict[str, Any]], key: str) -> None:
-    styles = dict(zip(dict.fromkeys(row["links"] for row in rows), (":", "--", "-", "-."), strict=False))
-    colours = dict(zip(dict.fromkeys(row["rank"] for row in rows), COLOURS, strict=False))
+    styles = dict(zip(dict.fromkeys(row["links"] for row in rows), cycle((":", "--", "-", "-.")), strict=False))
+    colours = dict(zip(dict.fromkeys(row["rank"] for row in rows), cycle(COLOURS), strict=False))
     for row in rows:
         label = f"rank {row['rank']}, {row['links']} link{'s'[: row['links'] != 1]}"
         axis.plot(row["steps"], row[key], styles[row["links"]], color=colours[row["rank"]], label=label)
     axis.set_yscale("log")
-    axis.legend(fontsize="x-small")
