@@ -35,7 +35,9 @@ def test_frank_wolfe_rows() -> None:
 
 def test_chain_rows() -> None:
     """The hopeless rates lose; what is reported is the seeds' own at the best, against the chain of one link."""
-    rows = chain_rows(MAKE, [5, 6], ranks=[1, 2], links=[1, 3], rates=[1e-6, 0.5, 1e6], tuning_seeds=[100], **TRAINING)
+    rows = chain_rows(
+        MAKE, [5, 6], ranks=[1, 2], links=[1, 3], rates=[1e-6, 0.5, 1e6], tuning_seeds=[100, 101], **TRAINING
+    )
     assert [(row["rank"], row["links"], row["rate"]) for row in rows] == [
         (1, 1, 0.5), (1, 3, 0.5), (2, 1, 0.5), (2, 3, 0.5)
     ]  # fmt: skip
