@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 _CHECKED = (
     "bank", "batch", "chain", "data.tokens", "graphs", "inject", "optim", "packing", "routing", "scoring",
     "theory.frank_wolfe", "theory.links", "theory.problems",
+    "selection.trie",
 )  # fmt: skip
 install_import_hook([f"lorachains.{module}" for module in _CHECKED], "beartype.beartype")
 
