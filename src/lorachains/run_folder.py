@@ -88,7 +88,7 @@ class RunFolder:
 
     def write_metrics(self, metrics: Mapping[str, float | int | str | None]) -> None:
         """Writes `metrics.json`: its presence says that the run is finished, so it is written whole or not at all."""
-        _write_whole(self.metrics, json.dumps(dict(metrics), indent=2) + "\n")
+        write_whole(self.metrics, json.dumps(dict(metrics), indent=2) + "\n")
 
     def read_metrics(self) -> dict[str, Any]:
         """The metrics of a finished run.
@@ -107,7 +107,7 @@ class RunFolder:
 
     def write_predictions(self, predictions: Iterable[Prediction]) -> None:
         """Writes the test set's predictions, a JSON object a line."""
-        _write_whole(self.predictions, "".join(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in predictions))
+        write_whole(self.predictions, "".join(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in predictions))
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         before, now = (flat(OmegaConf.to_container(OmegaConf.load(self.config))), flat(settings))
@@ -150,7 +150,8 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole, or as it was before."""
     part = path.with_suffix(".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(path)

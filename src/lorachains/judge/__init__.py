@@ -1,0 +1,12 @@
+"""A large language model rates answers: `python -m lorachains.judge` (Chain-of-LoRA §II-C, MoA Tab. 6)."""
+
+from lorachains.judge.cache import ReplyCache
+from lorachains.judge.endpoint import Endpoint
+from lorachains.judge.local import LocalModel
+from lorachains.judge.rating import Answer, Judge, Rating, Reply, rate, read_answers, summarise
+from lorachains.judge.scales import SCALES, Scale
+
+__all__ = [
+    "SCALES", "Answer", "Endpoint", "Judge", "LocalModel", "Rating", "Reply", "ReplyCache", "Scale", "rate",
+    "read_answers", "summarise",
+]  # fmt: skip
