@@ -86,8 +86,12 @@ def test_points_with_the_right_answer(command: Command, server: Server) -> None:
 
 
 def test_a_model_on_this_machine(command: Command) -> None:
-    done = command("run=run", "model=tiny", "output=out", "rows=1", "local.max_new_tokens=2")
-    assert done.code == 1  # the question has more bytes than the model has positions
+    arguments = ["run=run", "model=tiny", "output=out", "rows=2"]
+    done = command(*arguments, "local.max_new_tokens=2")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["judge/unparsable"] == 2  # two random bytes
+    done = command(*arguments, "local.max_new_tokens=500")
+    assert done.code == 1
     assert "don't fit into the model's 1024 positions" in done.err
 
 

@@ -1,14 +1,14 @@
 """Answers in, ratings out: nothing asked twice, nothing guessed, everything counted."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
 
+from lorachains.answers import Answer
 from lorachains.errors import LorachainsError
-from lorachains.judge import SCALES, Answer, LocalModel, Rating, Reply, ReplyCache, rate, read_answers, summarise
+from lorachains.judge import SCALES, LocalModel, Rating, Reply, ReplyCache, rate, summarise
 from lorachains.judge.rating import read_ratings
 from lorachains.models import tiny
 
@@ -80,39 +80,6 @@ def test_only_rated_answers_enter_the_means() -> None:
     nothing = summarise([made("x", None)])
     assert nothing["judge/mean"] is nothing["judge/standard_error"] is None
     assert "x/mean" not in nothing
-
-
-def test_rows_of_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "p.jsonl"
-    rows = [{"prompt": f"p{i}", "prediction": "", "task": "t", "answer": "gold", "score": 1} for i in range(9)]
-    file.write_text("\n".join(map(json.dumps, [*rows, {"prompt": "last", "prediction": "x"}])))
-    answers = read_answers(file)
-    assert answers[0] == Answer("t", "p0", "", "gold", f"{file}:1")
-    assert answers[-1] == Answer("", "last", "x", None, f"{file}:10")
-    some = read_answers(file, rows=4, seed=1)
-    assert some == read_answers(file, rows=4, seed=1)
-    assert [answer for answer in answers if answer in some] == some
-    assert len({tuple(a.prompt for a in read_answers(file, 4, seed)) for seed in range(9)}) > 1
-    assert read_answers(file, rows=99) == answers
-
-
-@pytest.mark.parametrize(
-    ("text", "rows", "says"),
-    [
-        ('{"prompt": "a", "prediction": "b"}\n{"prompt": "a"}', None, "p.jsonl:2: field 'prediction' is missing"),
-        ('{"prompt": "a", "prediction": 1}', None, "p.jsonl:1: field 'prediction' is 1, expected text"),
-        ('{"prompt": "a"', None, "p.jsonl:1: not JSON"),
-        ("", None, "p.jsonl is empty"),
-        (None, None, "p.jsonl is no file"),
-        ("{}", 0, "rows is 0"),
-        ("{}", "all", "rows is 'all'"),
-    ],
-)
-def test_a_file_that_can_not_be_rated(text: str | None, rows: int | None, says: str, tmp_path: Path) -> None:
-    if text is not None:
-        (tmp_path / "p.jsonl").write_text(text)
-    with pytest.raises(LorachainsError, match=says):
-        read_answers(tmp_path / "p.jsonl", rows)
 
 
 def test_a_model_of_ones_own_replies_to_each_prompt_as_it_does_alone() -> None:

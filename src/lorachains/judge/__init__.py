@@ -3,10 +3,7 @@
 from lorachains.judge.cache import ReplyCache
 from lorachains.judge.endpoint import Endpoint
 from lorachains.judge.local import LocalModel
-from lorachains.judge.rating import Answer, Judge, Rating, Reply, rate, read_answers, summarise
+from lorachains.judge.rating import Judge, Rating, Reply, rate, summarise
 from lorachains.judge.scales import SCALES, Scale
 
-__all__ = [
-    "SCALES", "Answer", "Endpoint", "Judge", "LocalModel", "Rating", "Reply", "ReplyCache", "Scale", "rate",
-    "read_answers", "summarise",
-]  # fmt: skip
+__all__ = ["SCALES", "Endpoint", "Judge", "LocalModel", "Rating", "Reply", "ReplyCache", "Scale", "rate", "summarise"]

@@ -11,12 +11,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
+from lorachains.answers import read_answers
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
 from lorachains.errors import LorachainsError
 from lorachains.judge.cache import ReplyCache
 from lorachains.judge.local import LocalModel
-from lorachains.judge.rating import Judge, lines, rate, read_answers, read_ratings, summarise
+from lorachains.judge.rating import Judge, lines, rate, read_ratings, summarise
 from lorachains.judge.scales import SCALES
 from lorachains.run_folder import RunFolder, write_whole
 

@@ -1,15 +1,13 @@
 """Answers to ratings: asks a judge for what its cache doesn't hold, reads the replies, counts."""
 
 import json
-import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal, Protocol
 
-from lorachains.data.rows import read_file
+from lorachains.answers import Answer
 from lorachains.errors import LorachainsError
 from lorachains.judge.cache import ReplyCache
 from lorachains.judge.scales import Scale
@@ -36,22 +34,6 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a system answered to a prompt.
-
-    Attributes:
-        reference: a right answer; `None` if there is none.
-        source: file and line it was read from.
-    """
-
-    task: str
-    prompt: str
-    prediction: str
-    reference: str | None
-    source: str
-
-
-@dataclass(frozen=True)
 class Rating:
     """A rated answer. `rating` is `None` where the judge refused, or where its reply holds no rating."""
 
@@ -62,30 +44,6 @@ class Rating:
     outcome: Literal["rated", "unparsable", "refused"]
     rating: int | None
     reply: str
-
-
-def read_answers(path: Path, rows: int | None = None, seed: int = 0) -> list[Answer]:
-    """The answers in a JSON Lines file with the fields `prompt` and `prediction`, as a run's `predictions.jsonl`.
-
-    Args:
-        rows: so many, drawn by `seed`, in file order; all if there are fewer.
-
-    Raises:
-        LorachainsError: there is no such file, it holds no row, or a field is missing or no text: with file and line.
-    """
-    if rows is not None and (type(rows) is not int or rows < 1):
-        raise LorachainsError(f"rows is {rows!r}: give a whole number of at least 1, or null for all")
-    if not path.is_file():
-        raise LorachainsError(f"{path} is no file: give a JSON Lines file with the fields prompt and prediction")
-    answers = []
-    for row in read_file(path):
-        task, reference = (row.text(field) if field in row.values else None for field in ("task", "answer"))
-        answers.append(Answer(task or "", row.text("prompt"), row.text("prediction"), reference, row.source))
-    if not answers:
-        raise LorachainsError(f"{path} is empty: give a file with predictions")
-    if rows is None or rows >= len(answers):
-        return answers
-    return [answers[i] for i in sorted(random.Random(seed).sample(range(len(answers)), rows))]
 
 
 def rate(judge: Judge, prompts: Sequence[str], cache: ReplyCache) -> Iterator[Reply]:
