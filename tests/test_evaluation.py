@@ -1,5 +1,7 @@
 """Scores are those of each text alone; free answers are the greedy ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -7,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from lorachains.data import Example, Serving, Task
 from lorachains.data.tasks import matches
 from lorachains.data.tokens import collate_eval, encode_eval
-from lorachains.evaluation import Prediction, candidate_losses, generate, generator, metric_name, predict, summarise
+from lorachains.evaluation import Prediction, candidate_losses, generate, generator, predict, score_of, summarise
 from lorachains.models import LanguageModel, byte_tokenizer
 from lorachains.routing import Routing
 from lorachains.scoring import answer_losses
@@ -18,11 +20,15 @@ TOKENIZER = byte_tokenizer()
 
 
 def continued(
-    model: PreTrainedModel, prompts: list[list[int]], tokenizer: PreTrainedTokenizerFast = TOKENIZER
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    tokenizer: PreTrainedTokenizerFast = TOKENIZER,
+    stop: str | None = None,
 ) -> list[str]:
     """By up to six tokens."""
     base = LanguageModel(model, tokenizer, "random")
-    return generate(generator(base, Routing(), graphs=False), tokenizer, prompts, 6)
+    texts = generate(generator(base, Routing(), graphs=False, stop=stop), tokenizer, prompts, 6)
+    return [text.strip() for text in texts]
 
 
 def answers(model: PreTrainedModel, rows: list[Example]) -> list[Prediction]:
@@ -35,7 +41,7 @@ def answers(model: PreTrainedModel, rows: list[Example]) -> list[Prediction]:
 
 
 def task(name: str = "stub", metric: str = "accuracy") -> Task:
-    return Task(name, lambda row: examples(1)[0], matches, metric)
+    return Task(name, lambda row: examples(1)[0], {metric: matches})
 
 
 def mean_log_likelihood(model: PreTrainedModel, prompt: str, answer: str) -> float:
@@ -56,7 +62,7 @@ def test_the_likeliest_candidate_wins(arch: str) -> None:
         assert prediction.prediction == example.candidates[alone.index(max(alone))]
         assert prediction.loss == pytest.approx(-alone[example.gold], rel=1e-9)
         assert prediction.tokens == len(example.answer)  # a byte a token
-        assert prediction.score == float(prediction.prediction == example.answer)
+        assert prediction.scores == {"accuracy": float(prediction.prediction == example.answer)}
 
 
 def decoded(tokens: list[int]) -> str:
@@ -98,22 +104,42 @@ def test_a_free_answer_ends_at_the_end_of_sequence_token() -> None:
     assert continued(model, [TOKENIZER(example.prompt).input_ids], short) == [kept]
 
 
+def test_a_free_answer_ends_at_its_tasks_stop() -> None:
+    """Also where generation went on: tasks that end differently are answered in one batch."""
+    rows = encode_eval(TOKENIZER, examples(2, candidates=()), 0, 64)
+    batch = collate_eval([(0, row) for row in rows], Serving(), pad=0)
+    lines = Task("stub", lambda row: examples(1)[0], stop="\n")
+    texts = [" 1 \nand on", "\n22"]
+    assert [p.prediction for p in predict(batch, [1.0, 1.0], texts, [[lines]])] == ["1", ""]
+    assert [p.prediction for p in predict(batch, [1.0, 1.0], texts, [[task()]])] == ["1 \nand on", "22"]
+
+
+def test_generation_ends_at_the_stop() -> None:
+    model = tiny_model("llama", torch.float64).eval()
+    [example] = examples(1, candidates=())
+    tokens = greedy(model, example.prompt, 6)
+    end = next(t for t in tokens[1:] if t != tokens[0] and TOKENIZER(TOKENIZER.decode([t])).input_ids == [t])
+    stop = str(TOKENIZER.decode([end]))
+    kept = decoded(tokens[: tokens.index(end) + 1])
+    assert continued(model, [TOKENIZER(example.prompt).input_ids], stop=stop) == [kept]
+
+
 def test_each_run_is_answered_by_itself() -> None:
     """Two runs with the same rows and tasks of their own, in one batch."""
     rows = encode_eval(TOKENIZER, examples(2), 0, 64)
     batch = collate_eval([(run, row) for run in (0, 1) for row in rows], Serving(runs=2), pad=0)
     losses = [1.0, 2.0, 1.0, 2.0, 4.0, 3.0, 3.0, 4.0]
-    first, second = task("first"), Task("second", lambda row: examples(1)[0], lambda text, example: 0.5)
+    first, second = task("first"), Task("second", lambda row: examples(1)[0], {"f1": lambda text, example: 0.5})
     made = predict(batch, losses, [], [[first], [second]])
     assert [p.task for p in made] == ["first", "first", "second", "second"]
     assert [p.prediction for p in made] == [" yes", " yes", " no", " yes"]
     assert [p.loss for p in made] == [1.0, 2.0, 4.0, 4.0]
-    assert [p.score for p in made] == [1.0, 0.0, 0.5, 0.5]
+    assert [p.scores for p in made] == [{"accuracy": 1.0}, {"accuracy": 0.0}, {"f1": 0.5}, {"f1": 0.5}]
     assert [p.candidates for p in made][2:] == [[-4.0, -3.0], [-3.0, -4.0]]
 
 
-def prediction(name: str, score: float, loss: float, tokens: int) -> Prediction:
-    return Prediction(name, "", "", "", "", score, loss, tokens, [])
+def prediction(name: str, score: float, loss: float, tokens: int, metric: str = "accuracy") -> Prediction:
+    return Prediction(name, "", "", "", "", {metric: score}, loss, tokens, [])
 
 
 def test_a_summary_weighs_answers_alike_in_the_metric_and_tokens_alike_in_the_loss() -> None:
@@ -129,6 +155,19 @@ def test_several_tasks_count_alike() -> None:
 
 
 def test_a_mean_of_other_metrics_is_called_score() -> None:
-    assert metric_name([task("a"), task("b", "f1")]) == "score"
-    rows = [prediction("a", 1.0, 1.0, 1), prediction("b", 0.5, 1.0, 1)]
-    assert summarise(rows, [task("a"), task("b", "f1")])["score"] == 0.75
+    rows = [prediction("a", 1.0, 1.0, 1), prediction("b", 0.5, 1.0, 1, "f1")]
+    assert summarise(rows, [task("a"), task("b", "f1")]) == {
+        "score": 0.75, "loss": 1.0, "a/accuracy": 1.0, "a/loss": 1.0, "b/f1": 0.5, "b/loss": 1.0,
+    }  # fmt: skip
+
+
+def test_all_metrics_are_told_and_the_first_one_selects() -> None:
+    both = Task("a", lambda row: examples(1)[0], {"f1": matches, "exact_match": matches})
+    rows = [replace(prediction("a", 0, 1.0, 1), scores={"f1": f1, "exact_match": 0.0}) for f1 in (0.5, 1.0)]
+    summary = summarise(rows, [both])
+    assert list(summary.items()) == [("f1", 0.75), ("exact_match", 0.0), ("loss", 1.0)]
+    assert score_of(summary) == 0.75
+    with_one = summarise([*rows, prediction("b", 0.25, 1.0, 1, "f1")], [both, task("b", "f1")])
+    assert with_one == {
+        "f1": 0.5, "loss": 1.0, "a/f1": 0.75, "a/exact_match": 0.0, "a/loss": 1.0, "b/f1": 0.25, "b/loss": 1.0,
+    }  # fmt: skip

@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig) -> None:
     loader = data.val_dataloader() if cfg.split == "val" else data.test_dataloader()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = base.model.eval().to(device)
-    continue_ = generator(base, routing, graphs=device.type == "cuda")
+    continue_ = generator(base, routing, device.type == "cuda", data.stop)
     predictions = []
     for batch in track(loader, f"{cfg.split} rows", transient=True, console=Console(stderr=True)):
         here = batch.to(device)

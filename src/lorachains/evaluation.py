@@ -23,7 +23,7 @@ class Prediction:
     """What the model answered to one example.
 
     Attributes:
-        score: the task's metric for this one, in [0, 1].
+        scores: the task's metrics for this one, in [0, 1].
         loss: the mean negative log-likelihood of the gold answer's tokens, in nats.
         tokens: how many tokens the gold answer has.
         candidates: each candidate's mean log-likelihood a token, in nats; empty for a free answer.
@@ -34,7 +34,7 @@ class Prediction:
     prompt: str
     answer: str
     prediction: str
-    score: float
+    scores: dict[str, float]
     loss: float
     tokens: int
     candidates: list[float]
@@ -53,15 +53,16 @@ def predict(
 
     Args:
         losses: the mean negative log-likelihood of each candidate's tokens, in nats, example by example.
-        texts: the free answers, if the examples have no candidates.
+        texts: the free answers, if the examples have no candidates; here they are cut at their task's `stop`.
         tasks: each run's.
     """
     predictions, start = [], 0
     for i, (run, row) in enumerate(zip(batch.runs, batch.rows, strict=True)):
         example, end = row.example, start + len(row.choices)
         scores = [-loss for loss in losses[start:end]]
-        text = texts[i] if texts else example.candidates[scores.index(max(scores))]
-        predictions.append(_prediction(row, tasks[run][row.task], text, scores))
+        task = tasks[run][row.task]
+        text = _until(texts[i], task.stop) if texts else example.candidates[scores.index(max(scores))]
+        predictions.append(_prediction(row, task, text, scores))
         start = end
     return predictions
 
@@ -72,49 +73,49 @@ def candidate_losses(batch: TokenBatch, losses: Float[Tensor, " answers"]) -> Fl
     return mean_per_group(losses, candidate, batch.candidates, targets)
 
 
-def generator(base: LanguageModel, routing: Routing, graphs: bool) -> Generator:
+def generator(base: LanguageModel, routing: Routing, graphs: bool, stop: str | None = None) -> Generator:
     """What continues prompts for a model and the banks in it.
 
     Args:
         graphs: whether decode steps are replayed as CUDA graphs.
+        stop: a text whose token ends an answer as the end-of-sequence token does.
     """
-    return Generator(base.model, routing, padding_token(base.tokenizer), base.tokenizer.eos_token_id, graphs)
+    ends = [base.tokenizer.eos_token_id, *base.tokenizer.encode(stop or "", add_special_tokens=False)[-1:]]
+    eos = [token for token in ends if token is not None]
+    return Generator(base.model, routing, padding_token(base.tokenizer), eos, graphs)
 
 
 def generate(
     generator: Generator, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int,
     adapters: Int64[Tensor, " prompts"] | None = None,
 ) -> list[str]:  # fmt: skip
-    """Greedy continuations of prompts, up to the end-of-sequence token, without surrounding white space."""
+    """Greedy continuations of prompts, up to the token that ends them."""
     new = generator(prompts, max_new_tokens, adapters)
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    texts: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return texts
 
 
 def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[str, float]:
-    """The mean score under the metric's name, and the mean loss of an answer token in nats.
+    """The means of the task's metrics, the first one first, and the mean loss of an answer token in nats.
 
-    With several tasks also each task's own as `<task>/<metric>`, and the overall ones are the means over tasks
-    (a mixed set of metrics goes by the name "score").
+    With several tasks also each task's own as `<task>/<metric>`, and the overall ones are the means over tasks: of the
+    metrics that all of them have, or, where they differ in their first, of those, by the name "score".
     """
     parts: dict[str, dict[str, float]] = {}
     for task in tasks:
         if mine := [p for p in predictions if p.task == task.name]:
             answer_tokens = sum(p.tokens for p in mine)
             loss = sum(p.loss * p.tokens for p in mine) / answer_tokens
-            parts[task.name] = {task.metric: fmean(p.score for p in mine), "loss": loss}
-    overall = {
-        metric_name(tasks): fmean(score_of(part) for part in parts.values()),
-        "loss": fmean(p["loss"] for p in parts.values()),
-    }
+            parts[task.name] = {name: fmean(p.scores[name] for p in mine) for name in task.metrics} | {"loss": loss}
+    if len({task.metric for task in tasks}) == 1:
+        shared = [name for name in tasks[0].metrics if all(name in task.metrics for task in tasks)]
+        overall = {name: fmean(part[name] for part in parts.values()) for name in shared}
+    else:
+        overall = {"score": fmean(score_of(part) for part in parts.values())}
+    overall["loss"] = fmean(part["loss"] for part in parts.values())
     if len(tasks) == 1:
         return overall
     return overall | {f"{name}/{key}": value for name, part in parts.items() for key, value in part.items()}
-
-
-def metric_name(tasks: Sequence[Task]) -> str:
-    """The name under which `summarise` gives the tasks' mean score."""
-    names = {task.metric for task in tasks}
-    return names.pop() if len(names) == 1 else "score"
 
 
 def score_of(summary: dict[str, float]) -> float:
@@ -126,6 +127,12 @@ def _prediction(row: Encoded, task: Task, text: str, scores: list[float]) -> Pre
     example = row.example
     return Prediction(
         task=task.name, source=example.source, prompt=example.prompt, answer=example.answer, prediction=text,
-        score=task.score(text, example), loss=-scores[example.gold], tokens=len(row.choices[example.gold].answer),
+        scores={name: metric(text, example) for name, metric in task.metrics.items()},
+        loss=-scores[example.gold], tokens=len(row.choices[example.gold].answer),
         candidates=scores if example.candidates else [],
     )  # fmt: skip
+
+
+def _until(text: str, stop: str | None) -> str:
+    """The text before `stop`, without surrounding white space."""
+    return (text.split(stop)[0] if stop else text).strip()

@@ -41,3 +41,8 @@ def stub_module(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> TaskDataM
         "max_length": 64,
     }
     return TaskDataModule(tokenizer, StubSource(), **{**settings, **changes})
+
+
+def score(task: Task, prediction: str, example: Example) -> float:
+    """By the metric that counts."""
+    return task.metrics[task.metric](prediction, example)

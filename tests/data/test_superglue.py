@@ -12,6 +12,7 @@ from lorachains.data.superglue import TASKS, SuperGlue
 from lorachains.errors import LorachainsError
 
 from .pinned import PINNED
+from .stub import score
 
 _SIZES = Sizes(train=2, val=1, test=1)
 _BOOL = ["False", "True"]
@@ -119,9 +120,9 @@ def test_official_files_load(data_root: Path, name: str) -> None:
     assert [len(splits.train), len(splits.val), len(splits.test)] == [40, 20, 30]
     assert all("/train." in example.source for example in splits.train + splits.val)
     assert not any("/train." in example.source for example in splits.test)
-    assert all(task.score(example.answer, example) == 1 for example in splits.test)
+    assert all(score(task, example.answer, example) == 1 for example in splits.test)
     assert all(
-        task.score(other, example) == 0
+        score(task, other, example) == 0
         for example in splits.test
         for other in set(example.candidates) - {example.answer}
     )

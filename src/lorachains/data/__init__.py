@@ -1,7 +1,7 @@
 """Tasks, rows, tokens and batches."""
 
 from lorachains.data.module import RunsDataModule, TaskDataModule
-from lorachains.data.tasks import Example, Task
+from lorachains.data.tasks import Example, Metric, Task
 from lorachains.data.tokens import EvalBatch, Serving
 
-__all__ = ["EvalBatch", "Example", "RunsDataModule", "Serving", "Task", "TaskDataModule"]
+__all__ = ["EvalBatch", "Example", "Metric", "RunsDataModule", "Serving", "Task", "TaskDataModule"]

@@ -39,6 +39,12 @@ class _Served(LightningDataModule):
         """
         self._loaders = Loaders(self.runs, serving, by_length, share)
 
+    @property
+    def stop(self) -> str | None:
+        """What ends a free answer of every task; `None` where the tasks differ in it."""
+        stops = {task.stop for run in self.runs for task in run.tasks}
+        return stops.pop() if len(stops) == 1 else None
+
     def largest(self, epochs: int) -> tuple[TokenBatch, EvalBatch]:
         """See `Loaders.largest`."""
         return self._loaders.largest(epochs)

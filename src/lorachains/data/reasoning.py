@@ -127,7 +127,7 @@ def _task(name: str, dataset: "ProceduralDataset", words: tuple[str, ...]) -> Ta
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             return 0.0  # a scorer that can't parse the prediction
 
-    return Task(name, read) if candidates else Task(name, read, score, metric="score")
+    return Task(name, read) if candidates else Task(name, read, {"score": score})
 
 
 def datamodule(

@@ -1,7 +1,7 @@
 """A task apart from its rows: how a row becomes a prompt with its answers, and how a prediction is graded."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from lorachains.data.rows import Row
 
@@ -40,17 +40,26 @@ def matches(prediction: str, example: Example) -> float:
     return float(prediction.strip() in {reference.strip() for reference in example.references})
 
 
+Metric = Callable[[str, Example], float]
+"""A predicted answer and its example to a score in [0, 1]."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What one task adds to its rows.
 
     Attributes:
         read: a row to an example; raises `LorachainsError` with the row's source where a field is missing or wrong.
-        score: a predicted answer and its example to a score in [0, 1]; the mean over examples is the task's metric.
-        metric: that metric's name in `metrics.json`.
+        metrics: by their names in `metrics.json`, each the mean over examples. The first one selects the best epoch.
+        stop: what ends a free answer, beside the end-of-sequence token; `None` for nothing.
     """
 
     name: str
     read: Callable[[Row], Example]
-    score: Callable[[str, Example], float] = matches
-    metric: str = "accuracy"
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": matches})
+    stop: str | None = None
+
+    @property
+    def metric(self) -> str:
+        """The name of the first metric."""
+        return next(iter(self.metrics))

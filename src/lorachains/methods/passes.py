@@ -133,6 +133,6 @@ class Passes:
     def _generate(self, batch: EvalBatch) -> list[str]:
         method = self.method
         if self._generator is None:
-            self._generator = generator(method.base, method.chain.routing, graphs=self.replayed)
+            self._generator = generator(method.base, method.chain.routing, self.replayed, method.data.stop)
         most = method.data.runs[0].max_new_tokens
         return generate(self._generator, method.base.tokenizer, batch.prompts, most, batch.adapters)
