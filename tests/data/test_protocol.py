@@ -34,6 +34,24 @@ def test_rows_with_one_prompt_stay_in_one_split() -> None:
         assert not {e.prompt for e in splits.train} & {e.prompt for e in splits.val}
 
 
+def test_rows_of_one_passage_stay_in_one_split() -> None:
+    """And both splits draw from many passages."""
+    rows = [replace(row, passage=f"passage {i % 30}") for i, row in enumerate(examples(300))]
+    held_out = [replace(row, passage=f"passage {i}") for i, row in enumerate(examples(3, name="held out"))]
+    for seed in range(20):
+        splits = draw("t", rows, held_out, Sizes(100, 50, 3), seed)
+        train, val, test = ({e.passage for e in split} for split in (splits.train, splits.val, splits.test))
+        assert [len(splits.train), len(splits.val)] == [100, 50]
+        assert len(train | val | test) == len(train) + len(val) + len(test)
+        assert (len(train), len(val)) == (18, 9)  # two to one, of the 27 that aren't tested
+
+
+def test_one_passage_cannot_be_shared() -> None:
+    rows = [replace(row, passage="passage") for row in examples(9)]
+    with pytest.raises(LorachainsError, match="task 't' has one passage to train and validate on: add rows"):
+        draw("t", rows, examples(3, name="held out"), Sizes(4, 2, 3), seed=0)
+
+
 def test_train_rows_with_a_test_prompt_are_left_out() -> None:
     rows = examples(40)
     splits = draw("t", rows, rows[:10], Sizes(20, 10, 10), seed=0)

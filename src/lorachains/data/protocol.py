@@ -31,7 +31,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Splits:
-    """One task's examples. No prompt is in two of the splits."""
+    """One task's examples. No prompt is in two of the splits, and no passage."""
 
     train: list[Example]
     val: list[Example]
@@ -57,17 +57,19 @@ def draw(
 ) -> Splits:
     """Training and validation rows from the official train set, test rows from the official validation set.
 
-    A train row with the prompt of a validation row is left out, and rows with one prompt stay together.
+    A train row with the prompt or passage of a validation row is left out, and rows with one prompt stay together.
+    Where rows have passages, a share of these is set aside for validation.
     """
-    test_prompts = {example.prompt for example in official_val}
-    pool = [example for example in official_train if example.prompt not in test_prompts]
+    tested = {text for example in official_val for text in (example.prompt, example.passage) if text}
+    pool = [example for example in official_train if not {example.prompt, example.passage} & tested]
     if len(pool) < 2 or not official_val:
         raise LorachainsError(
             f"task '{name}' has {len(pool)} rows to train on and {len(official_val)} to test on: "
             "add rows to its files, at least 2 and 1"
         )
     n_train, n_val = _shrink(name, len(pool), sizes)
-    train, val = _fill(_groups(pool, random.Random(f"{seed}/{name}/train")), n_train, n_val)
+    set_aside = _set_aside(name, pool, n_val / (n_train + n_val), random.Random(f"{seed}/{name}/passages"))
+    train, val = _fill(_groups(pool, random.Random(f"{seed}/{name}/train")), n_train, n_val, set_aside)
     test = random.Random(f"{seed}/{name}/test").sample(list(official_val), min(sizes.test, len(official_val)))
     if len(test) < sizes.test:
         log.info("%s: tested on all %d rows there are (data.test_size=%d)", name, len(test), sizes.test)
@@ -92,6 +94,15 @@ def _shrink(name: str, available: int, sizes: Sizes) -> tuple[int, int]:
     return n_train, n_val
 
 
+def _set_aside(name: str, pool: Iterable[Example], share: float, rng: random.Random) -> set[str]:
+    """So great a share of the passages, at random, but at least one, and not all."""
+    passages = list(dict.fromkeys(example.passage for example in pool if example.passage))
+    if len(passages) == 1:
+        raise LorachainsError(f"task '{name}' has one passage to train and validate on: add rows about another one")
+    count = min(max(1, round(len(passages) * share)), len(passages) - 1)
+    return set(rng.sample(passages, count)) if passages else set()
+
+
 def _groups(pool: Iterable[Example], rng: random.Random) -> list[list[Example]]:
     groups: dict[str, list[Example]] = {}
     for example in pool:
@@ -101,12 +112,16 @@ def _groups(pool: Iterable[Example], rng: random.Random) -> list[list[Example]]:
     return shuffled
 
 
-def _fill(groups: Iterable[list[Example]], n_train: int, n_val: int) -> tuple[list[Example], list[Example]]:
+def _fill(
+    groups: Iterable[list[Example]], n_train: int, n_val: int, set_aside: set[str]
+) -> tuple[list[Example], list[Example]]:
+    """Rows to train on, and to validate on: of the passages set aside, and without one what training left over."""
     train: list[Example] = []
     val: list[Example] = []
     for group in groups:
-        if len(train) + len(group) <= n_train:
+        passage = group[0].passage
+        if passage not in set_aside and len(train) + len(group) <= n_train:
             train += group
-        elif len(val) + len(group) <= n_val:
+        elif (not passage or passage in set_aside) and len(val) + len(group) <= n_val:
             val += group
     return train, val

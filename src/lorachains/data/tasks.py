@@ -16,6 +16,7 @@ class Example:
         source: where it comes from: "FILE:LINE", "hub:ID/CONFIG/SPLIT#ROW" or "reasoning_gym:TASK#SEED+ROW".
         candidates: all answers to choose from, `answer` among them, in the template's order; () for a free answer.
         references: the accepted answers; only `answer` where none are given.
+        passage: what it asks about; examples that share one are in one split. "" for nothing but the prompt.
     """
 
     task: str
@@ -24,6 +25,7 @@ class Example:
     source: str
     candidates: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    passage: str = ""
 
     def __post_init__(self) -> None:
         if not self.references:
