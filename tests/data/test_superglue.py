@@ -6,15 +6,18 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
+from lorachains.data.prompts import TASKS
 from lorachains.data.protocol import Sizes
 from lorachains.data.rows import Row, read_file
-from lorachains.data.superglue import TASKS, SuperGlue
+from lorachains.data.superglue import ORIGINS, SuperGlue
 from lorachains.errors import LorachainsError
 
 from .pinned import PINNED
+from .pinned_questions import PINNED_QUESTIONS
 from .stub import score
 
 _SIZES = Sizes(train=2, val=1, test=1)
+_METRICS = {"squad": ["f1", "exact_match"], "drop": ["f1", "exact_match"]}
 _BOOL = ["False", "True"]
 _ENTAILMENT = {"premise": "P.", "hypothesis": "H"}
 _WIC = {"word": "w", "sentence1": "A w.", "sentence2": "Two w.", "start1": 2, "start2": 4, "end1": 3, "end2": 5}
@@ -72,16 +75,32 @@ _SAME_ROWS: list[tuple[str, dict[str, Any], Any, dict[str, Any], int, list[str],
 def test_official_row_becomes_mezo_prompt(
     data_root: Path, name: str, line: int, prompt: str, candidates: tuple[str, ...], gold: int
 ) -> None:
-    task, origin = TASKS[name]
-    path = data_root / origin.train
-    example = next(task.read(row) for row in read_file(path) if row.source == f"{path}:{line}")
+    task, origin = TASKS[name], ORIGINS[name]
+    path = data_root / origin.train[-1]
+    example = next(task.read(row) for row in origin.read(path) if row.source == f"{path}:{line}")
     assert (example.prompt, example.candidates, example.gold) == (prompt, candidates, gold)
+
+
+@pytest.mark.parametrize(("name", "place", "prompt", "answer", "candidates", "accepted"), PINNED_QUESTIONS)
+def test_official_question_becomes_mezo_prompt(
+    data_root: Path,
+    name: str,
+    place: str,
+    prompt: str,
+    answer: str,
+    candidates: tuple[str, ...],
+    accepted: tuple[str, ...],
+) -> None:
+    path = data_root / ORIGINS[name].train[-1]
+    example = next(TASKS[name].read(row) for row in ORIGINS[name].read(path) if row.source == f"{path}{place}")
+    assert (example.prompt, example.answer, example.candidates) == (prompt, answer, candidates)
+    assert example.references == accepted
 
 
 @pytest.mark.parametrize("same", _SAME_ROWS, ids=lambda same: same[0])
 def test_hub_row_and_official_row_give_the_same_example(same: tuple[Any, ...]) -> None:
     name, official, label, hub, number, names, prompt, answer = same
-    task, origin = TASKS[name]
+    task, origin = TASKS[name], ORIGINS[name]
     types = {key: Value("string" if isinstance(value, str) else "int32") for key, value in hub.items()}
     features = Features({**types, "idx": Value("int32"), "label": ClassLabel(names=names)})
     dataset = Dataset.from_list([{**hub, "idx": 0, "label": number}], features=features)
@@ -95,7 +114,7 @@ def test_hub_row_and_official_row_give_the_same_example(same: tuple[Any, ...]) -
 
 
 def test_hub_rows_without_a_public_label_are_refused() -> None:
-    task, origin = TASKS["rte"]
+    task, origin = TASKS["rte"], ORIGINS["rte"]
     text = Value("string")
     features = Features(
         {"premise": text, "hypothesis": text, "label": ClassLabel(names=["entailment", "not_entailment"])}
@@ -106,8 +125,8 @@ def test_hub_rows_without_a_public_label_are_refused() -> None:
 
 
 def test_wsc_names_what_stands_in_the_text(data_root: Path) -> None:
-    task, origin = TASKS["wsc"]
-    for file in (origin.train, origin.val):
+    task, origin = TASKS["wsc"], ORIGINS["wsc"]
+    for [file] in (origin.train, origin.val):
         for row in read_file(data_root / file):
             text, question = task.read(row).prompt.split("\nIn the previous sentence, ")
             assert question.split(" refer to ")[1].removesuffix("? Yes or No?\n") in text
@@ -115,16 +134,16 @@ def test_wsc_names_what_stands_in_the_text(data_root: Path) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_official_files_load(data_root: Path, name: str) -> None:
-    task, splits = SuperGlue(str(data_root)).load(name, Sizes(train=40, val=20, test=30), seed=1)
-    assert (task.name, task.metric) == (name, "accuracy")
-    assert [len(splits.train), len(splits.val), len(splits.test)] == [40, 20, 30]
-    assert all("/train." in example.source for example in splits.train + splits.val)
-    assert not any("/train." in example.source for example in splits.test)
+    task, splits = SuperGlue(str(data_root)).load(name, Sizes(train=20, val=10, test=30), seed=1)
+    assert (task.name, list(task.metrics)) == (name, _METRICS.get(name, ["accuracy"]))
+    assert [len(splits.train), len(splits.val), len(splits.test)] == [20, 10, 30]
+    assert all("/train" in example.source for example in splits.train + splits.val)
+    assert not any("/train" in example.source for example in splits.test)
     assert all(score(task, example.answer, example) == 1 for example in splits.test)
     assert all(
         score(task, other, example) == 0
         for example in splits.test
-        for other in set(example.candidates) - {example.answer}
+        for other in set(example.candidates) - set(example.references)
     )
 
 
@@ -164,12 +183,12 @@ def test_bad_row_is_named_by_file_line_and_field(tmp_path: Path, line: str | byt
 def test_labels_of_another_type_are_refused(name: str, label: object, expected: str) -> None:
     fields = {"passage": "P", "question": "cause", "premise": "P", "choice1": "A", "choice2": "B"}
     with pytest.raises(LorachainsError, match=f"f:1: field 'label' is {json.dumps(label)}, expected one of {expected}"):
-        TASKS[name][0].read(Row({**fields, "label": label}, "f:1"))
+        TASKS[name].read(Row({**fields, "label": label}, "f:1"))
 
 
 def test_wsc_without_spans_names_the_inner_field() -> None:
     with pytest.raises(LorachainsError, match=r"f:1: field 'target.span1_text' is missing"):
-        TASKS["wsc"][0].read(Row({"text": "T", "target": {}, "label": True}, "f:1"))
+        TASKS["wsc"].read(Row({"text": "T", "target": {}, "label": True}, "f:1"))
 
 
 def test_tsv_row_of_another_width_is_refused(tmp_path: Path) -> None:
@@ -197,7 +216,8 @@ def test_file_without_rows_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_task_names_the_known_ones() -> None:
     with pytest.raises(
-        LorachainsError, match=r"data.task is 'rtee': known tasks are rte, cb, boolq, wic, wsc, copa, sst2"
+        LorachainsError,
+        match=r"data.task is 'rtee': known tasks are rte, .*copa, multirc, record, sst2, squad, drop",
     ):
         SuperGlue(None).load("rtee", _SIZES, seed=0)
 

@@ -25,13 +25,14 @@ class HubSet:
     """A data set on the hub.
 
     Attributes:
-        labels: the hub's label name to the official file's label, whose type may be another ("True" to true).
+        labels: the hub's label name to the official file's label, whose type may be another ("True" to true); None
+            where rows have no label.
         nested: fields that the official file keeps one level down, in an object of this name; None for none.
     """
 
     repository: str
     config: str
-    labels: Mapping[str, Any]
+    labels: Mapping[str, Any] | None = None
     nested: str | None = None
 
     def rows(self, split: str) -> Iterator[Row]:
@@ -43,13 +44,14 @@ class HubSet:
 
     def official(self, dataset: "Dataset", split: str) -> Iterator[Row]:
         """The rows of a loaded data set, with its label numbers and fields as in the official files."""
-        names = dataset.features["label"].names
         for index, values in enumerate(dataset):
-            source = f"hub:{self.repository}/{self.config}/{split}#{index}"
-            number = values["label"]
-            label = self.labels.get(names[number]) if number >= 0 else None  # -1 where the label isn't public
             nested = {self.nested: values} if self.nested else {}
-            yield Row({**values, **nested, "label": label}, source)
+            label = {} if self.labels is None else {"label": self._label(dataset, values["label"])}
+            yield Row({**values, **nested, **label}, f"hub:{self.repository}/{self.config}/{split}#{index}")
+
+    def _label(self, dataset: "Dataset", number: int) -> Any:
+        """As in the official files; None where it isn't public."""
+        return (self.labels or {}).get(dataset.features["label"].names[number]) if number >= 0 else None
 
     def _load(self, split: str) -> "Dataset":
         import datasets  # a second to import, and only this source needs it

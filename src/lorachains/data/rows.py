@@ -22,6 +22,32 @@ class Row:
         value = self._get(field, "text")
         return value if isinstance(value, str) else self._refuse(field, value, "text")
 
+    def texts(self, field: str) -> list[str]:
+        """The texts of the list in `field`. Raises `LorachainsError` where it is missing, empty or no list of texts."""
+        expected = "a list of texts, at least one"
+        values = self._get(field, expected)
+        if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+            self._refuse(field, values, expected)
+        return values
+
+    def index(self, field: str, length: int) -> int:
+        """The place in `field`, from 0. Raises `LorachainsError` where it is missing or not below `length`."""
+        expected = f"a whole number from 0 to {length - 1}"
+        value = self._get(field, expected)
+        return value if type(value) is int and 0 <= value < length else self._refuse(field, value, expected)
+
+    def row(self, field: str) -> "Row":
+        """The object in `field`, as a row. Raises `LorachainsError` where it isn't there."""
+        return self._inner(field, self._get(field, "an object"))
+
+    def rows(self, field: str) -> Iterator["Row"]:
+        """The objects of the list in `field`, each as a row. Raises `LorachainsError` where it isn't there."""
+        values = self._get(field, "a list of objects")
+        if not isinstance(values, list):
+            self._refuse(field, values, "a list of objects")
+        for index, value in enumerate(values):
+            yield self._inner(f"{field}[{index}]", value)
+
     def label(self, field: str, answers: Mapping[Any, str]) -> str:
         """The answer that `answers` gives for the label in `field`. Raises `LorachainsError` for any other label.
 
@@ -33,6 +59,11 @@ class Row:
             if type(value) is type(label) and value == label:
                 return answer
         return self._refuse(field, value, expected)
+
+    def _inner(self, field: str, value: Any) -> "Row":
+        if not isinstance(value, Mapping):
+            self._refuse(field, value, "an object")
+        return Row(value, f"{self.source}/{field}")
 
     def _get(self, field: str, expected: str) -> Any:
         value: Any = self.values
@@ -61,6 +92,17 @@ def read_file(path: Path) -> Iterator[Row]:
     Raises `LorachainsError` with file and line where a line isn't UTF-8, a JSON object, or as wide as the header.
     """
     return _read_tsv(path) if path.suffix == ".tsv" else _read_jsonl(path)
+
+
+def read_document(path: Path) -> Row:
+    """The object that a JSON file is, as a row. Raises `LorachainsError` where it is none."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LorachainsError(f"{path}: not JSON ({error}): fetch the file again") from error
+    if not isinstance(values, dict):
+        raise LorachainsError(f"{path}: {reprlib.repr(values)} is no JSON object: fetch the file again")
+    return Row(values, str(path))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

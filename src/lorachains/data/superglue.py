@@ -1,120 +1,72 @@
-"""Six SuperGLUE tasks and SST-2 in MeZO's prompts (Malladi et al. 2023, arXiv 2305.17333), which COLA §A.1 takes over.
+"""COLA's eleven tasks (§5), from official files or the hub: eight of SuperGLUE, SST-2, SQuAD v1.1 and DROP."""
 
-The wording, the answer words and their order are those of MeZO's code. The space before an answer word belongs to the
-answer, so that a prompt never ends in a space; the text that the model reads is the same.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lorachains.data import nested
 from lorachains.data.hub import HubSet
 from lorachains.data.module import TaskDataModule
+from lorachains.data.prompts import TASKS
 from lorachains.data.protocol import Sizes, Splits, draw
 from lorachains.data.rows import Row, read_file
-from lorachains.data.tasks import Example, Task
+from lorachains.data.tasks import Task
 from lorachains.errors import LorachainsError
 
-_Prompt = Callable[[Row], str]
-
-
-def _classification(name: str, prompt: _Prompt, answers: dict[Any, str]) -> Task:
-    """A task whose rows all have the same candidates, `answers`, each of which stands for a label."""
-
-    def read(row: Row) -> Example:
-        answer = row.label("label", answers)
-        return Example(name, prompt(row), answer, row.source, tuple(answers.values()))
-
-    return Task(name, read)
-
-
-def _rte(row: Row) -> str:
-    return f'{row.text("premise")}\nDoes this mean that "{row.text("hypothesis")}" is true? Yes or No?\n'
-
-
-def _cb(row: Row) -> str:
-    return f'Suppose {row.text("premise")} Can we infer that "{row.text("hypothesis")}"? Yes, No, or Maybe?\n'
-
-
-def _boolq(row: Row) -> str:
-    question = row.text("question").removesuffix("?") + "?"
-    return f"{row.text('passage')} {question[0].upper()}{question[1:]}\n"
-
-
-def _wic(row: Row) -> str:
-    question = f'Does the word "{row.text("word")}" have the same meaning in these two sentences? Yes, No?'
-    return f"{question}\n{row.text('sentence1')}\n{row.text('sentence2')}\n"
-
-
-def _wsc(row: Row) -> str:
-    text, noun, pronoun = row.text("text"), row.text("target.span1_text"), row.text("target.span2_text")
-    question = f'does the pronoun "{_as_in(text, pronoun).lower()}" refer to {_as_in(text, noun)}? Yes or No?'
-    return f"{text}\nIn the previous sentence, {question}\n"
-
-
-def _as_in(text: str, span: str) -> str:
-    """The span as it stands in the text (the hub's `wsc.fixed`): the official files have some in another case."""
-    plain = span.replace("\n", " ").rstrip(".")
-    variants = (span, plain, plain[:1].swapcase() + plain[1:])
-    return next((variant for variant in variants if variant in text), span)
-
-
-def _sst2(row: Row) -> str:
-    return f"{row.text('sentence').strip()} It was"
-
-
-_CONJUNCTIONS = {"cause": "because", "effect": "so"}
-
-
-def _copa(row: Row) -> Example:
-    premise = row.text("premise").rstrip().removesuffix(".")
-    prompt = f"{premise} {row.label('question', _CONJUNCTIONS)}"
-    candidates = tuple(f" {_inside_a_sentence(row.text(choice))}" for choice in ("choice1", "choice2"))
-    return Example("copa", prompt, row.label("label", dict(enumerate(candidates))), row.source, candidates)
-
-
-def _inside_a_sentence(choice: str) -> str:
-    first, space, rest = choice.partition(" ")
-    return (first if first == "I" else first.lower()) + space + rest
+_Read = Callable[[Path], Iterator[Row]]
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a task's rows are: in the official distribution under `data.root`, and on the hub."""
+    """Where a task's rows are: in the official distribution under `data.root`, and on the hub.
 
-    train: str
-    val: str
+    Attributes:
+        train, val: the names of the official file, of which the first one that is there counts.
+        read: the rows of a file, with the hub's fields.
+    """
+
+    train: Sequence[str]
+    val: Sequence[str]
     hub: HubSet
+    read: _Read = read_file
 
 
-def _superglue(folder: str, config: str, labels: dict[str, Any], nested: str | None = None) -> _Origin:
-    hub = HubSet("aps/super_glue", config, labels, nested)
-    return _Origin(f"superglue/{folder}/train.jsonl", f"superglue/{folder}/val.jsonl", hub)
+def _superglue(
+    folder: str, config: str, labels: dict[str, Any] | None, inner: str | None = None, read: _Read = read_file
+) -> _Origin:
+    files = ([f"superglue/{folder}/{split}.jsonl"] for split in ("train", "val"))
+    return _Origin(*files, HubSet("aps/super_glue", config, labels, inner), read)
 
 
 _BOOLS = {"False": False, "True": True}
 _WORDS = {word: word for word in ("entailment", "not_entailment", "contradiction", "neutral")}
-_SST2 = _Origin(
-    "glue/SST-2/train.tsv", "glue/SST-2/dev.tsv", HubSet("nyu-mll/glue", "sst2", {"negative": "0", "positive": "1"})
-)
 
-TASKS: dict[str, tuple[Task, _Origin]] = {
-    "rte": (
-        _classification("rte", _rte, {"entailment": "Yes", "not_entailment": "No"}),
-        _superglue("RTE", "rte", _WORDS),
+ORIGINS = {
+    "rte": _superglue("RTE", "rte", _WORDS),
+    "cb": _superglue("CB", "cb", _WORDS),
+    "boolq": _superglue("BoolQ", "boolq", _BOOLS),
+    "wic": _superglue("WiC", "wic", _BOOLS),
+    "wsc": _superglue("WSC", "wsc.fixed", _BOOLS, "target"),
+    "copa": _superglue("COPA", "copa", {"choice1": 0, "choice2": 1}),
+    "multirc": _superglue("MultiRC", "multirc", {"False": 0, "True": 1}, read=nested.multirc),
+    "record": _superglue("ReCoRD", "record", None, read=nested.record),
+    "sst2": _Origin(
+        ["glue/SST-2/train.tsv"],
+        ["glue/SST-2/dev.tsv"],
+        HubSet("nyu-mll/glue", "sst2", {"negative": "0", "positive": "1"}),
     ),
-    "cb": (
-        _classification("cb", _cb, {"entailment": "Yes", "contradiction": "No", "neutral": "Maybe"}),
-        _superglue("CB", "cb", _WORDS),
+    "squad": _Origin(
+        ["squad/train-v1.1.json"], ["squad/dev-v1.1.json"], HubSet("rajpurkar/squad", "plain_text"), nested.squad
     ),
-    "boolq": (_classification("boolq", _boolq, {True: "Yes", False: "No"}), _superglue("BoolQ", "boolq", _BOOLS)),
-    "wic": (_classification("wic", _wic, {False: "No", True: "Yes"}), _superglue("WiC", "wic", _BOOLS)),
-    "wsc": (_classification("wsc", _wsc, {False: "No", True: "Yes"}), _superglue("WSC", "wsc.fixed", _BOOLS, "target")),
-    "copa": (Task("copa", _copa), _superglue("COPA", "copa", {"choice1": 0, "choice2": 1})),
-    "sst2": (_classification("sst2", _sst2, {"0": " terrible", "1": " great"}), _SST2),
+    "drop": _Origin(
+        ["drop/drop_dataset_train.json", "drop/train.jsonl"],
+        ["drop/drop_dataset_dev.json", "drop/dev.jsonl"],
+        HubSet("ucinlp/drop", "default"),
+        nested.drop,
+    ),
 }
 
 
@@ -128,19 +80,20 @@ class SuperGlue:
         """See `Source.load`. Raises `LorachainsError` for an unknown task, a missing file, a bad row, or no network."""
         if name not in TASKS:
             raise LorachainsError(f"data.task is {name!r}: known tasks are {', '.join(TASKS)}")
-        task, origin = TASKS[name]
+        task, origin = TASKS[name], ORIGINS[name]
         if self.root is None:
-            train, val = (list(map(task.read, origin.hub.rows(split))) for split in ("train", "validation"))
+            rows = [origin.hub.rows(split) for split in ("train", "validation")]
         else:
-            train, val = (self._examples(task, self.root / file, origin) for file in (origin.train, origin.val))
+            rows = [origin.read(self._file(names, origin)) for names in (origin.train, origin.val)]
+        train, val = (list(map(task.read, of_split)) for of_split in rows)
         return task, draw(name, train, val, sizes, seed)
 
-    def _examples(self, task: Task, path: Path, origin: _Origin) -> list[Example]:
-        if not path.is_file():
-            raise LorachainsError(
-                f"{path}: no such file; data.root={self.root} must hold the official {origin.train} and {origin.val}"
-            )
-        return [task.read(row) for row in read_file(path)]
+    def _file(self, names: Sequence[str], origin: _Origin) -> Path:
+        paths = [Path(self.root or "", name) for name in names]
+        if found := next(filter(Path.is_file, paths), None):
+            return found
+        expected = " and ".join(" or ".join(of_split) for of_split in (origin.train, origin.val))
+        raise LorachainsError(f"{paths[-1]}: no such file; data.root={self.root} must hold the official {expected}")
 
 
 def datamodule(

@@ -1,0 +1,131 @@
+"""Questions of the official files as the examples that they must become.
+
+Task, place in the file, prompt, answer, candidates, accepted answers.
+"""
+# ruff: noqa: E501
+
+PINNED_QUESTIONS: list[tuple[str, str, str, str, tuple[str, ...], tuple[str, ...]]] = [
+    (
+        "multirc",
+        ":422/passage.questions[1]/answers[1]",
+        'Mike and Jeff are close friends. Their school is having a guessing game to guess how many gumballs are in a box. If they get the right amount they win $100. If they get close they get a $20 gift card. The box looks like it is missing some gumballs. It turns out some people are eating them when they place their guess. 100 people guessed and took a piece of candy. The box is 10" by 10" by 10". Each gumball is 1" each. Mike guessed 500. Jeff guessed 800. They both said they would split their money they win, if they win. \nQuestion: Roughly how many gumballs are missing?\nI found this answer "20". Is that correct? Yes or No?\n',
+        "No",
+        ("No", "Yes"),
+        ("No",),
+    ),
+    (
+        "multirc",
+        ":112/passage.questions[13]/answers[6]",
+        'You might want to know how cold it is. You may need to know how fast the wind is blowing. Maybe it rained last night? Do you know how much? Does it feel humid to you? You have heard all these questions before. To answer these questions, we need data. That data comes from special tools. These tools collect data about the weather. You can see some of the common tools listed below: A thermometer measures temperature. An anemometer measures wind speed. A rain gauge measures the amount of rain. A hygrometer measures humidity. A wind vane shows wind direction. A snow gauge measures the amount of snow. \nQuestion: What can data tell us?\nI found this answer "Facts". Is that correct? Yes or No?\n',
+        "Yes",
+        ("No", "Yes"),
+        ("Yes",),
+    ),
+    (
+        "multirc",
+        ":408/passage.questions[9]/answers[0]",
+        'Density is also an important physical property of matter. The concept of density combines what we know about an objects mass and volume. Density reflects how closely packed the particles of matter are. When particles are packed together more tightly, matter is more dense. Differences in density of matter explain many phenomena. It explains why helium balloons rise. It explains why currents such as the Gulf Stream flow through the oceans. It explains why some things float in or sink. You can see this in action by pouring vegetable oil into water. You can see a colorful demonstration in this video. \nQuestion: What is density?\nI found this answer "Electricity". Is that correct? Yes or No?\n',
+        "No",
+        ("No", "Yes"),
+        ("No",),
+    ),
+    (
+        "record",
+        ":13/qas[0]",
+        "By Leon Watson PUBLISHED: 12:24 EST, 15 October 2012 | UPDATED: 01:47 EST, 16 October 2012 A thug who stabbed his friend 11 times and left him for dead after a row over a game of darts has been jailed for eight years. Peter Roberts, 46, from Northampton, launched a 'frenzied and determined' attack on Shane Reeves, 22, after they fell out on July 5 this year. Roberts plunged a kitchen knife into his friend's chest, abdomen, shoulder and arm before dumping him on a landing. Peter Roberts, from Northampton, stabbed his friend 11 times and left him for dead after a row over a game of darts. He has been jailed for eight years\n- Peter Roberts, from Northampton, jailed for attack on Shane Reeves\n- The pair, aged 46 and 22, were friends but fell out on July 5 this year\n-",
+        " After undergoing surgery, Mr Shane Reeves spent a month recovering from his injuries.",
+        (
+            " After undergoing surgery, Mr Leon Watson spent a month recovering from his injuries.",
+            " After undergoing surgery, Mr Northampton spent a month recovering from his injuries.",
+            " After undergoing surgery, Mr Peter Roberts spent a month recovering from his injuries.",
+            " After undergoing surgery, Mr Roberts spent a month recovering from his injuries.",
+            " After undergoing surgery, Mr Shane Reeves spent a month recovering from his injuries.",
+        ),
+        (" After undergoing surgery, Mr Shane Reeves spent a month recovering from his injuries.",),
+    ),
+    (
+        "record",
+        ":10/qas[0]",
+        "(CNN)A man identified as Terence Walker is seen in a police body-camera video bolting from a Muskogee, Oklahoma, officer who felt a weapon after a pat down. Officer Chansey McMillin gave chase, his body-cam capturing his shadow as he trailed the suspect in the afternoon light of January 17. Walker, 21, is seen stopping suddenly and bending down to pick up something he dropped on the road. A white car approaches. The graphic video shows McMillin pulling his pistol, taking aim and unloading five shots. Walker turned around, then started running. He was struck three times, police said. In the video, Walker is seen as he tumbles to the ground, then rolls into a ditch. He died at the scene.\n- Police officer's body camera captures fatal shooting in Oklahoma\n- Muskogee police release the video in attempt to ease community tension\n- Recent shootings have prompted move to put body cameras on all the nation's officers\n-",
+        " Later, the video shows an emotional Chansey McMillin leaning against a police car.",
+        (
+            " Later, the video shows an emotional CNN leaning against a police car.",
+            " Later, the video shows an emotional Chansey McMillin leaning against a police car.",
+            " Later, the video shows an emotional McMillin leaning against a police car.",
+            " Later, the video shows an emotional Muskogee leaning against a police car.",
+            " Later, the video shows an emotional Oklahoma leaning against a police car.",
+            " Later, the video shows an emotional Terence Walker leaning against a police car.",
+            " Later, the video shows an emotional Walker leaning against a police car.",
+        ),
+        (
+            " Later, the video shows an emotional Chansey McMillin leaning against a police car.",
+            " Later, the video shows an emotional McMillin leaning against a police car.",
+        ),
+    ),
+    (
+        "record",
+        ":22/qas[0]",
+        "For three weeks now, Hamas and Israel have been locked in a deadly battle. Each side points to the other for provoking the conflict, which has left scores -- mainly civilians -- dead. And yet, a cease-fire seems unlikely, in part because the sides don't feel they have accomplished their goals. What are the goals for Hamas, the organization that governs Gaza and is considered a terrorist organization by many Western powers? And what is it willing to settle for to end the bloodshed? What Hamas wants: 1. The destruction of Israel. This mission is written into the preamble of Hamas' founding document: \"Israel will exist and will continue to exist until Islam will obliterate it.\"\n- Hamas has a number of stated goals\n- Some, like the destruction of Israel, are repudiated globally\n- Hamas also wants an end to Israeli control in Gaza\n-",
+        " Israel controls Gaza's borders, waters and airspace -- and oversees what goods make it into the territory.",
+        (
+            " Gaza controls Gaza's borders, waters and airspace -- and oversees what goods make it into the territory.",
+            " Hamas controls Gaza's borders, waters and airspace -- and oversees what goods make it into the territory.",
+            " Islam controls Gaza's borders, waters and airspace -- and oversees what goods make it into the territory.",
+            " Israel controls Gaza's borders, waters and airspace -- and oversees what goods make it into the territory.",
+            " Israeli controls Gaza's borders, waters and airspace -- and oversees what goods make it into the territory.",
+            " Western controls Gaza's borders, waters and airspace -- and oversees what goods make it into the territory.",
+        ),
+        (
+            " Israel controls Gaza's borders, waters and airspace -- and oversees what goods make it into the territory.",
+            " Israeli controls Gaza's borders, waters and airspace -- and oversees what goods make it into the territory.",
+        ),
+    ),
+    (
+        "squad",
+        "/data[19]/paragraphs[26]/qas[5]",
+        "Title: American_Idol\nContext: The first season of American Idol debuted as a summer replacement show in June 2002 on the Fox network. It was co-hosted by Ryan Seacrest and Brian Dunkleman.\nQuestion: Who co-hosted American Idol?\nAnswer:",
+        " Ryan Seacrest and Brian Dunkleman\n",
+        (),
+        ("Ryan Seacrest and Brian Dunkleman",),
+    ),
+    (
+        "squad",
+        "/data[1]/paragraphs[25]/qas[3]",
+        'Title: Beyoncé\nContext: On February 6, 2016, one day before her performance at the Super Bowl, Beyoncé released a new single exclusively on music streaming service Tidal called "Formation".\nQuestion: How was the single released?\nAnswer:',
+        " exclusively\n",
+        (),
+        ("exclusively",),
+    ),
+    (
+        "squad",
+        "/data[19]/paragraphs[47]/qas[5]",
+        "Title: American_Idol\nContext: In the May 23 season finale, Jordin Sparks was declared the winner with the runner-up being Blake Lewis. Sparks has had some success as a recording artist post-Idol.\nQuestion: Who was the runner up?\nAnswer:",
+        " Blake Lewis\n",
+        (),
+        ("Blake Lewis",),
+    ),
+    (
+        "drop",
+        ":2488",
+        "Passage: Between 2000 and 2009, school enrollment declined by 121,000 students, and the number of teachers increased by 15,000. The student:teacher ratio was the eighth lowest in the country, 13:1. At $16,000, its per student spending was the nation's highest.\nQuestion: Was enrollment higher in 2000 or 2009?\nAnswer:",
+        " 2000\n",
+        (),
+        ("2000",),
+    ),
+    (
+        "drop",
+        ":3928",
+        "Passage: The median age in the city was 22.1 years. 10.1% of residents were under the age of 18; 56.2% were between the ages of 18 and 24; 16.1% were from 25 to 44; 10.5% were from 45 to 64; and 7% were 65 years of age or older. The gender makeup of the city was 64.3% male and 35.7% female.\nQuestion: How many percent were not male?\nAnswer:",
+        " 35.7\n",
+        (),
+        ("35.7", "64.3"),
+    ),
+    (
+        "drop",
+        ":4959",
+        "Passage: In the city, the population was distributed as 28.3% under the age of 18, 11.3% from 18 to 24, 32.7% from 25 to 44, 18.2% from 45 to 64, and 9.6% who were 65 years of age or older. The median age was 31 years. For every 100 females, there were 97.3 males. For every 100 females age 18 and over, there were 94.5 males.\nQuestion: Which groups in percent are larger than 11%?\nAnswer:",
+        " under the age of 18 and 18 to 24 and 25 to 44 and 45 to 64\n",
+        (),
+        ("under the age of 18 and 18 to 24 and 25 to 44 and 45 to 64",),
+    ),
+]
