@@ -1,5 +1,6 @@
 import logging
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,17 @@ def test_tasks_are_mixed_and_marked() -> None:
     for batch in chain(module.val_dataloader(), module.test_dataloader()):
         assert [module.tasks[row.task].name for row in batch.rows] == [row.example.task for row in batch.rows]
         assert (not batch.prompts) == (batch.rows[0].example.task == "stub")
+
+
+def test_answers_end_where_all_tasks_say_so() -> None:
+    module = stub_module(byte_tokenizer(), tasks=["stub", "free"])
+    module.setup("fit")
+    assert module.stop is None
+    first, second = module.tasks
+    module.tasks = [replace(first, stop="\n"), replace(second, stop="\n")]
+    assert module.stop == "\n"
+    module.tasks = [first, replace(second, stop="\n")]
+    assert module.stop is None
 
 
 def test_order_seed_changes_the_order_and_seed_the_rows() -> None:

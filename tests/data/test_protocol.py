@@ -80,6 +80,15 @@ def test_paper_protocol_on_official_files(data_root: Path, name: str) -> None:
     assert (len(splits.train), len(splits.val), len(splits.test)) == expected[name]
 
 
+@pytest.mark.parametrize("name", ["multirc", "squad", "drop"])
+def test_official_passages_stay_in_one_split(data_root: Path, name: str) -> None:
+    _, splits = SuperGlue(str(data_root)).load(name, _PAPER, seed=0)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (1000, 500, 1000)
+    passages = [{e.passage for e in split} for split in (splits.train, splits.val, splits.test)]
+    assert all(not a & b for a, b in combinations(passages, 2))
+    assert min(map(len, passages[:2])) > 100  # few rows of many passages
+
+
 @pytest.mark.parametrize("size", [0, -1, 2.5, "10", True, None])
 def test_sizes_must_be_positive_whole_numbers(size: object) -> None:
     with pytest.raises(LorachainsError, match=f"data.val_size is {size!r}: give a whole number above 0"):

@@ -37,8 +37,8 @@ class _Origin:
 def _superglue(
     folder: str, config: str, labels: dict[str, Any] | None, inner: str | None = None, read: _Read = read_file
 ) -> _Origin:
-    files = ([f"superglue/{folder}/{split}.jsonl"] for split in ("train", "val"))
-    return _Origin(*files, HubSet("aps/super_glue", config, labels, inner), read)
+    train, val = ([f"superglue/{folder}/{split}.jsonl"] for split in ("train", "val"))
+    return _Origin(train, val, HubSet("aps/super_glue", config, labels, inner), read)
 
 
 _BOOLS = {"False": False, "True": True}
