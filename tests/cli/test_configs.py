@@ -54,7 +54,7 @@ def test_two_steps(group: str, option: str, train: Train, tmp_path: Path) -> Non
 @pytest.mark.parametrize(("group", "option"), options("data"))
 def test_two_steps_on_each_data_set(group: str, option: str, train: Train, request: pytest.FixtureRequest) -> None:
     root = [] if option == "reasoning_gym" else [f"data.root={request.getfixturevalue('data_root')}"]
-    done = train(f"data={option}", *root, "hydra.run.dir=run")
+    done = train(f"data={option}", *root, "data.max_length=512", "hydra.run.dir=run")
     assert done.code == 0, done.err
 
 
