@@ -3,8 +3,11 @@
 The wording, the answer words and their order are those of MeZO's code. The space before an answer word belongs to the
 answer, so that a prompt never ends in a space; the text that the model reads is the same.
 
-Two things differ: a question of DROP is answered by all spans of its first answer, where MeZO takes the first span, and
-is graded as DROP's own evaluation does, where MeZO grades it as SQuAD's.
+What differs: a question of DROP is answered by all spans of its first answer, where MeZO takes the first span, and
+graded as DROP's own evaluation does, where MeZO grades it as SQuAD's. (The hub doesn't say which spans are one answer:
+from there each counts as one, as with MeZO.) After the newline that ends a free answer with MeZO, the end-of-sequence
+token is trained, too. And MultiRC's, SQuAD's and DROP's questions about one passage are in one split, where MeZO draws
+them singly.
 """
 
 from collections.abc import Callable
@@ -91,7 +94,7 @@ _GAP = "@placeholder"
 
 
 def _record(row: Row) -> Example:
-    """Candidates and accepted answers in alphabetical order, which is the hub's for these."""
+    """Candidates and accepted answers each once and in alphabetical order, so that hub and files agree."""
     query = row.text("query")
     if _GAP not in query:
         raise LorachainsError(f"{row.source}: field 'query' has no {_GAP}: correct or delete the row")
