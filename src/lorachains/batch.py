@@ -17,6 +17,8 @@ from jaxtyping import Float64, Int32, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lorachains.loads import Load, equal_ones, loads_of
+
 IGNORED = -100
 """The label of a token that is no part of the answer (transformers' convention)."""
 BLOCK = 16
@@ -66,7 +68,7 @@ class TokenBatch:
         lengths: of the segments; known on the host, so that nobody has to ask the device, like all below.
         texts: which segments are texts.
         candidates: the number of texts given.
-        counts: how many tokens were given of each adapter, without padding; to all devices, if several share a batch.
+        loads: of each adapter; on all devices, if several share a batch.
         longest: no segment is longer.
         shares: if several devices share a batch, the part of each adapter's answer tokens that is in this one.
     """
@@ -83,7 +85,7 @@ class TokenBatch:
     lengths: tuple[int, ...]
     texts: tuple[int, ...]
     candidates: int
-    counts: tuple[int, ...]
+    loads: tuple[Load, ...]
     longest: int
     shares: Float64[Tensor, " experts"] | None = None
 
@@ -91,6 +93,11 @@ class TokenBatch:
     def tokens(self) -> int:
         """How many tokens were given, without padding."""
         return sum(self.counts)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many tokens were given of each adapter, without padding."""
+        return tuple(load.tokens for load in self.loads)
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "TokenBatch":
         """The batch on another device; Lightning calls it."""
@@ -150,7 +157,7 @@ class TokenBatch:
             input_ids=fill(self.input_ids, tokens),
             position_ids=torch.cat(places),
             bounds=bounds,
-            adapters=None if self.adapters is None else fill(self.adapters, tokens // BLOCK, len(self.counts) - 1),
+            adapters=None if self.adapters is None else fill(self.adapters, tokens // BLOCK, len(self.loads) - 1),
             ends=None if self.ends is None else torch.cat([self.ends[:-1], self.ends.new_tensor([tokens])]),
             positions=fill(self.positions, answers),
             targets=fill(self.targets, answers, IGNORED),
@@ -194,9 +201,7 @@ def pack(
     """
     owners = [0] * len(texts) if adapters is None else list(adapters)
     experts = experts or max(owners) + 1
-    by_adapter: list[dict[bytes, list[int]]] = [{} for _ in range(experts)]
-    for i, (text, owner) in enumerate(zip(texts, owners, strict=True)):
-        by_adapter[owner].setdefault(text.stream.tobytes(), []).append(i)
+    by_adapter = equal_ones(texts, owners, experts)
     stream: list[np.ndarray] = []
     is_text: list[bool] = []
     ends: list[int] = []
@@ -231,6 +236,6 @@ def pack(
         lengths=tuple(lengths),
         texts=tuple(i for i, text in enumerate(is_text) if text),
         candidates=len(texts),
-        counts=tuple(np.bincount(owners, [len(t.input_ids) for t in texts], experts).astype(int).tolist()),
+        loads=loads_of(texts, owners, experts),
         longest=max(lengths),
     )

@@ -13,6 +13,7 @@ from lorachains.batch import TokenBatch
 from lorachains.data.batching import ALL, EpochBatches, RunsBatches, RunsRows, Share, TrainLoader, evaluation_batches
 from lorachains.data.tokens import Encoded, EvalBatch, Serving, collate_eval, collate_train, padding_token
 from lorachains.errors import LorachainsError
+from lorachains.loads import loads_of
 
 if TYPE_CHECKING:
     from lorachains.data.module import TaskDataModule
@@ -83,17 +84,15 @@ class Loaders:
         batch = collate_train(own or rows[:1], self.serving, self._pad())
         if self.share.of == 1:
             return batch
-        whole = self._tokens(rows)
-        shares = self._tokens(own, answers=True) / self._tokens(rows, answers=True).clip(1)
-        return replace(batch, shares=torch.from_numpy(shares), counts=tuple(whole.astype(int).tolist()))
+        shares = self._answers(own) / self._answers(rows).clip(1)
+        loads = loads_of([row.choices[0] for _, row in rows], self.serving.adapters(rows), self.serving.bank)
+        return replace(batch, shares=torch.from_numpy(shares), loads=loads)
 
-    def _tokens(self, rows: Sequence[tuple[int, Encoded]], answers: bool = False) -> np.ndarray:
-        """How many tokens the rows have for each adapter, or how many of them are answers."""
-        sizes = [len(row.choices[0].answer if answers else row.choices[0].input_ids) for _, row in rows]
+    def _answers(self, rows: Sequence[tuple[int, Encoded]]) -> np.ndarray:
+        """How many answer tokens the rows have for each adapter."""
+        sizes = [len(row.choices[0].answer) for _, row in rows]
         owners = self.serving.adapters(rows) or [0] * len(rows)
-        return np.bincount(
-            np.array(owners, dtype=int), np.array(sizes, dtype=float), self.serving.runs * self.serving.experts
-        )
+        return np.bincount(np.array(owners, dtype=int), np.array(sizes, dtype=float), self.serving.bank)
 
     def _eval_batch(self, rows: list[tuple[int, Encoded]], idle: list[tuple[int, Encoded]]) -> EvalBatch:
         """The rows' batch; without rows one that keeps the process busy, and answers nothing."""
