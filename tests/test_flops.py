@@ -19,7 +19,7 @@ from lorachains.models.checkpointing import checkpoint_layers
 from lorachains.packing import hard_route
 from lorachains.scoring import answer_losses
 from lorachains.tracing import short_batch, trace
-from tests.adapters import TARGETS, config, peft_twin
+from tests.adapters import config, peft_twin
 from tests.batches import texts_of
 from tests.tiny import ARCHITECTURES, tiny_model
 

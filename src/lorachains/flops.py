@@ -171,7 +171,7 @@ def linear_flops(call: LinearCall) -> int:
     i, o = linear_shape(layer)
     through = 2 * i * o if call.flows else 0
     if not isinstance(layer, LoraBank):
-        trained = 2 * i * o if getattr(layer, "weight").requires_grad else 0
+        trained = 2 * i * o if layer.weight.requires_grad else 0
         return _forward(layer) + through + trained
     live, tied = layer.lora_A.shape[1], _ledger(layer)
     apart = isinstance(layer.dropout, nn.Dropout)

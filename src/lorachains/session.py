@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 
 from lorachains.callbacks.checkpoint import LastCheckpoint
+from lorachains.callbacks.flops import FlopsCount
 from lorachains.callbacks.progress import Progress, Throughput
 from lorachains.data import RunsDataModule
 from lorachains.evaluation import summarise
@@ -39,9 +40,9 @@ class Session:
     ):  # fmt: skip
         self.method, self.data, self.folders, self.loggers = method, data, folders, loggers
         self.fingerprint = fingerprint(method.model)  # before training: a merge changes the weights
-        self.throughput = Throughput()
+        self.throughput, self.flops = Throughput(), FlopsCount()
         saving = LastCheckpoint(checkpoint, every, seconds, forks)
-        self.callbacks: list[L.Callback] = [self.throughput, Progress(), saving]
+        self.callbacks: list[L.Callback] = [self.throughput, self.flops, Progress(), saving]
 
     def fit(self, trainer: L.Trainer, checkpoint: Path | None) -> None:
         """Trains to the end, from the checkpoint if there is one; validates the last step if no epoch ended there."""
@@ -112,7 +113,8 @@ class Session:
         memory = {"run/peak_memory_bytes": max(peaks)} if peaks else {}
         each = len(self.method.names)
         tokens = self.throughput.counts[run * each : (run + 1) * each]
-        return memory | {
+        flops = self.flops.metrics(run, self.method.names, self.throughput.seconds)
+        times = {
             "train/optimizer_steps": self.trainer.global_step,
             "train/tokens": sum(tokens),
             "train/seconds": self.throughput.seconds,
@@ -120,3 +122,4 @@ class Session:
             "run/seconds": self.throughput.run_seconds(),
             "run/side_by_side": len(self.folders),
         }
+        return memory | flops | times
