@@ -2,9 +2,9 @@
 
     python benchmarks/cola_table4.py DIR [TOKENIZER]
 
-`DIR` holds SuperGLUE's official files, as `data.root` does; `TOKENIZER` is facebook/opt-1.3b by default. Prints, for each
-entry, what the paper prints and what `lorachains.flops.estimated` gives for OPT-1.3B on the rows that MeZO's code, on
-which the paper builds (App. A.1), would train on: see docs/flops.md. No weights are needed.
+`DIR` holds SuperGLUE's official files, as `data.root` does; `TOKENIZER` is facebook/opt-1.3b by default. Prints, for
+each entry, what the paper prints and what the estimator of `lorachains.flops` gives for OPT-1.3B on the rows that MeZO's
+code, on which the paper builds (App. A.1), would train on: see docs/flops.md. No weights are needed.
 """
 
 import random
@@ -85,7 +85,7 @@ def main(root: str, name: str = "facebook/opt-1.3b") -> None:
     """Prints the table."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     per_token = {rank: 6 * (opt_parameters(8) - opt_parameters(rank)) for rank in (6, 4, 2)}
-    print("| task | COLA | printed | estimated (± over draws of five seeds) | estimated / printed |\n|---|---|---|---|---|")
+    print("| task | COLA | printed | estimated (± between draws) | estimated / printed |\n|---|---|---|---|---|")
     for task, printed in PRINTED.items():
         rows = lengths(examples(task, Path(root)), lambda text: len(tokenizer(text).input_ids))
         tokens = means(rows, ROWS[task])

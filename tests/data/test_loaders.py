@@ -122,7 +122,7 @@ def test_processes_share_a_batch(of: int) -> None:
         expected, found = by_adapter(batch), [by_adapter(share) for share in shares]
         answers = batch.served.bincount(minlength=3)
         for share in shares:
-            assert share.counts == batch.counts
+            assert share.loads == batch.loads
             assert share.shares is not None
             assert torch.allclose(share.shares * answers, share.served.bincount(minlength=3).double())
         for adapter, texts in expected.items():
