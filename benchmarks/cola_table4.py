@@ -3,8 +3,8 @@
     python benchmarks/cola_table4.py DIR [TOKENIZER]
 
 `DIR` holds SuperGLUE's official files, as `data.root` does; `TOKENIZER` is facebook/opt-1.3b by default. Prints, for
-each entry, what the paper prints and what the estimator of `lorachains.flops` gives for OPT-1.3B on the rows that MeZO's
-code, on which the paper builds (App. A.1), would train on: see docs/flops.md. No weights are needed.
+each entry, what the paper prints and what the estimator of `lorachains.flops` gives for OPT-1.3B on the rows that
+MeZO's code, on which the paper builds (App. A.1), would train on: see docs/flops.md. No weights are needed.
 """
 
 import random
