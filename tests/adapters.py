@@ -31,7 +31,7 @@ def config(arch: str, **fields: Any) -> LoraConfig:
     settings: dict[str, Any] = {
         "r": 4,
         "lora_alpha": 8,
-        "target_modules": TARGETS[arch],
+        "target_modules": TARGETS.get(arch, "all-linear"),
         "init_lora_weights": "gaussian",
     } | fields
     return LoraConfig(task_type="CAUSAL_LM", **settings)

@@ -1,5 +1,6 @@
 """What the tests share about batches: the texts of a batch, taken apart again."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -24,11 +25,15 @@ def answered(ids: Sequence[int], answer: int) -> Tokens:
 def rebuilt(batch: TokenBatch) -> list[Tokens]:
     """Each of the texts that a batch was packed from, in order."""
     bounds, texts = batch.bounds.tolist(), []
+    pieces = torch.arange(len(batch.input_ids)).split(batch.lengths) if batch.keys is None else None
+    attended = pieces or batch.keys[: sum(batch.key_lengths)].split(batch.key_lengths)  # type: ignore[index]
     for i in range(batch.candidates):
         mine = (batch.candidate == i) & (batch.targets != IGNORED)
         places, answer = batch.positions[mine].tolist(), batch.targets[mine].tolist()
-        assert places == list(range(places[0], places[0] + len(places)))
-        start = max(bound for bound in bounds if bound <= places[0])
-        ids = [*batch.input_ids[start : places[-1] + 1].tolist(), answer[-1]]
+        segment = bisect_right(bounds, places[-1]) - 1
+        read = attended[segment].tolist()
+        read = read[: read.index(places[-1]) + 1]
+        assert places == read[-len(places) :]
+        ids = [*batch.input_ids[read].tolist(), answer[-1]]
         texts.append(Tokens(ids, [IGNORED] * (len(ids) - len(answer)) + answer))
     return texts

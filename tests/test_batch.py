@@ -211,3 +211,66 @@ def test_filled_rows_can_be_padded_too() -> None:
     rows, again = batch.padded(), copy.deepcopy(batch).filled(99).padded()
     assert torch.equal(rows.input_ids, again.input_ids)
     assert torch.equal(rows.positions, again.positions[: len(rows.positions)])
+
+
+def branching(seed: int = 0) -> list[Tokens]:
+    """Prompts with candidates of several tokens, one of which is the beginning of another; the last stands alone."""
+    texts = []
+    for number, size in enumerate((20, 41, 33)):
+        prompt = texts_of((size, 1), seed=seed + number)[0].input_ids
+        texts += [answered([*prompt, *ids], len(ids)) for ids in ([5, 6, 7], [5, 6], [5, 6, 8, 9], [4])]
+    return [*texts, *texts_of((19, 2), seed=seed + 9)]
+
+
+SHARED_BY = {"one adapter": None, "three": [0] * 4 + [2] * 4 + [1] * 5}
+shared_by = pytest.mark.parametrize("owners", SHARED_BY.values(), ids=SHARED_BY)
+
+
+@shared_by
+def test_texts_that_share_their_beginnings_come_back(owners: list[int] | None) -> None:
+    texts = branching()
+    shared = pack(texts, owners, 7, None if owners is None else 3, share=True)
+    apart = pack(texts, owners, 7, None if owners is None else 3)
+    assert rebuilt(shared) == rebuilt(shared.filled(64)) == texts
+    assert shared.loads == apart.loads
+    assert len(shared.input_ids) < 0.6 * len(apart.input_ids)
+    assert shared.key_bounds is not None
+    assert shared.key_bounds.diff().tolist() == list(shared.key_lengths)
+    assert shared.longest == max(shared.key_lengths)
+
+
+def test_texts_that_begin_differently_share_nothing() -> None:
+    shared = pack(TEXTS, share=True)
+    assert shared.keys is shared.key_bounds is None
+    assert torch.equal(shared.input_ids, pack(TEXTS).input_ids)
+
+
+@shared_by
+@pytest.mark.parametrize("arch", ["llama", "opt", "gpt2", "qwen2", "gemma3_text"])
+def test_sharing_beginnings_changes_no_loss(arch: str, owners: list[int] | None) -> None:
+    """Also where a layer's window is shorter than the texts."""
+    window = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    model = tiny_model(arch, torch.float64, **(window if arch == "gemma3_text" else {}))
+    chain = Chain(model, config(arch), range(1 if owners is None else 3))
+    randomise(chain)
+    losses = []
+    for share in (False, True):
+        batch = pack(branching(), owners, 7, None if owners is None else 3, share=share)
+        chain.route = hard_route(model, batch)
+        found = answer_losses(model, batch)
+        losses.append(mean_per_group(found, batch.candidate, batch.candidates, batch.targets))
+    torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("window", [None, 8])
+def test_sharing_beginnings_changes_no_loss_in_one_kernel(window: int | None) -> None:
+    layers = {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"]} if window else {}
+    model = tiny_model("gemma3_text" if window else "llama", torch.bfloat16, **layers).cuda()
+    texts, losses = branching(), []
+    for share in (False, True):
+        batch = pack(texts, share=share).filled(64).to("cuda")
+        found = answer_losses(model, batch)
+        losses.append(mean_per_group(found, batch.candidate, batch.candidates, batch.targets))
+    torch.testing.assert_close(*losses, rtol=2e-2, atol=2e-2)

@@ -2,7 +2,8 @@
 
 Each text attends to itself alone (`segments`), and each block of `BLOCK` tokens belongs to one adapter, so that a bank
 serves all adapters with one batched product. The last token of a text predicts nothing and is left out; candidates that
-differ in their last token only therefore share one text.
+differ in their last token only therefore share one text. Where a batch is only scored, texts that begin alike also
+share their beginning: it is a segment of its own, and what follows it in each of them attends to it as well (`keys`).
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lorachains.loads import Load, equal_ones, loads_of
+from lorachains.prefixes import Family, families
 
 IGNORED = -100
 """The label of a token that is no part of the answer (transformers' convention)."""
@@ -58,7 +60,8 @@ class TokenBatch:
 
     Attributes:
         position_ids: each token's place in its text.
-        bounds: where each segment begins, and the end: `(segments + 1,)`. A segment is a text, or padding.
+        bounds: where each segment begins, and the end: `(segments + 1,)`. A segment is a text, a part of texts, or
+            padding.
         adapters: `(tokens / BLOCK,)` the adapter of each block, ascending; `None` if there is one adapter.
         ends: `(experts,)` where each adapter's tokens end; `None` if there is one adapter.
         positions: where in the stream the token *before* each answer token is.
@@ -69,7 +72,10 @@ class TokenBatch:
         texts: which segments are texts.
         candidates: the number of texts given.
         loads: of each adapter; on all devices, if several share a batch.
-        longest: no segment is longer.
+        longest: no text is longer.
+        keys: where in the stream is what each segment attends to, segment by segment; `None` if each to itself alone.
+        key_bounds: as `bounds`, of the keys.
+        key_lengths: of each segment's keys.
         shares: if several devices share a batch, the part of each adapter's answer tokens that is in this one.
     """
 
@@ -87,6 +93,9 @@ class TokenBatch:
     candidates: int
     loads: tuple[Load, ...]
     longest: int
+    keys: Int64[Tensor, " keys"] | None = None
+    key_bounds: Int32[Tensor, " bounds"] | None = None
+    key_lengths: tuple[int, ...] = ()
     shares: Float64[Tensor, " experts"] | None = None
 
     @property
@@ -116,7 +125,8 @@ class TokenBatch:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def padded(self) -> "PaddedBatch":
-        """The texts one below the other, for architectures that can't read a stream."""
+        """The texts one below the other, for architectures that can't read a stream. They must not share beginnings."""
+        assert self.keys is None
         pieces = self.input_ids.split(self.lengths)
         rows = [pieces[i] for i in self.texts]
         input_ids = pad_sequence(rows, batch_first=True)
@@ -146,7 +156,7 @@ class TokenBatch:
         lengths = [*self.lengths, *padding]
         lengths += [0] * (-len(lengths) % SEGMENTS)
         answers = _round(len(self.positions), least=16)
-        bounds = self.bounds.new_tensor([0, *accumulate(lengths)])
+        bounds = self._bounds(lengths)
 
         def fill(tensor: Tensor, size: int, value: int = 0) -> Tensor:
             return torch.cat([tensor, tensor.new_full((size - len(tensor),), value)])
@@ -165,7 +175,21 @@ class TokenBatch:
             served=fill(self.served, answers),
             lengths=tuple(lengths),
             longest=max(longest, FILLING),
+            **self._filled_keys(lengths, len(self.input_ids)),
         )
+
+    def _filled_keys(self, lengths: Sequence[int], start: int) -> dict[str, Any]:
+        """The keys of segments of which those from the stream's place `start` on are new, and attend to themselves."""
+        if self.keys is None:
+            return {}
+        added = lengths[len(self.lengths) :]
+        key_lengths = (*self.key_lengths, *added)
+        keys = torch.cat([self.keys, torch.arange(start, start + sum(added))])
+        keys = torch.cat([keys, keys.new_zeros(_round(len(keys)) - len(keys))])
+        return {"keys": keys, "key_bounds": self._bounds(key_lengths), "key_lengths": key_lengths}
+
+    def _bounds(self, lengths: Sequence[int]) -> Tensor:
+        return self.bounds.new_tensor([0, *accumulate(lengths)])
 
 
 def _round(size: int, least: int = 64) -> int:
@@ -190,52 +214,95 @@ class PaddedBatch:
 
 
 def pack(
-    texts: Sequence[Tokens], adapters: Sequence[int] | None = None, pad: int = 0, experts: int | None = None
-) -> TokenBatch:
+    texts: Sequence[Tokens], adapters: Sequence[int] | None = None, pad: int = 0, experts: int | None = None,
+    share: bool = False,
+) -> TokenBatch:  # fmt: skip
     """One batch of texts; those of one adapter side by side, equal ones of one adapter once.
 
     Args:
         adapters: each text's; `None` if the bank has one adapter.
         pad: the token that fills up blocks.
         experts: adapters of the bank; by default as many as `adapters` names.
+        share: whether neighbouring texts of one adapter that begin alike share their beginning.
     """
     owners = [0] * len(texts) if adapters is None else list(adapters)
     experts = experts or max(owners) + 1
-    by_adapter = equal_ones(texts, owners, experts)
-    stream: list[np.ndarray] = []
-    is_text: list[bool] = []
+    stream = _Stream()
+    answers: list[tuple[int, np.ndarray]] = []  # the candidate, and where the tokens before its answer's are
     ends: list[int] = []
-    answers: list[tuple[int, int]] = []  # candidate, and where its text ends
-    size = 0
-    for shared in by_adapter:
-        for same in shared.values():
-            stream.append(texts[same[0]].stream)
-            is_text.append(True)
-            size += len(stream[-1])
-            answers += [(i, size) for i in same]
-        missing = 0 if adapters is None else -size % BLOCK if shared else BLOCK
-        if missing:
-            stream.append(np.full(missing, pad))
-            is_text.append(False)
-            size += missing
-        ends.append(size)
-    lengths = [len(piece) for piece in stream]
-    counts = [len(texts[i].answer) for i, _ in answers]
-    which = np.repeat([i for i, _ in answers], counts)
+    for shared in equal_ones(texts, owners, experts):
+        same = list(shared.values())
+        read = [texts[equal[0]].stream for equal in same]
+        for family in families(read) if share else [Family((i,), len(text)) for i, text in enumerate(read)]:
+            for member, places in zip(family.members, stream.add_family(read, family), strict=True):
+                answers += [(i, places[len(places) - len(texts[i].answer) :]) for i in same[member]]
+        if adapters is not None:
+            stream.add_padding(-stream.size % BLOCK if shared else BLOCK, pad)
+        ends.append(stream.size)
+    which = np.repeat([i for i, _ in answers], [len(places) for _, places in answers])
     blocks = np.repeat(np.arange(experts), np.diff(ends, prepend=0) // BLOCK)
     return TokenBatch(
-        input_ids=torch.from_numpy(np.concatenate(stream)),
-        position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
-        bounds=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        **stream.tensors(),
         adapters=None if adapters is None else torch.from_numpy(blocks),
         ends=None if adapters is None else torch.tensor(ends, dtype=torch.int32),
-        positions=torch.from_numpy(np.concatenate([np.arange(end - len(texts[i].answer), end) for i, end in answers])),
+        positions=torch.from_numpy(np.concatenate([places for _, places in answers])),
         targets=torch.from_numpy(np.concatenate([texts[i].answer for i, _ in answers])),
         candidate=torch.from_numpy(which),
         served=torch.from_numpy(np.array(owners, dtype=np.int64)[which]),
-        lengths=tuple(lengths),
-        texts=tuple(i for i, text in enumerate(is_text) if text),
         candidates=len(texts),
         loads=loads_of(texts, owners, experts),
-        longest=max(lengths),
     )
+
+
+class _Stream:
+    """Segments, one after the other.
+
+    Attributes:
+        size: tokens so far.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._segments: list[np.ndarray] = []
+        self._keys: list[np.ndarray] = []  # of each segment
+        self._texts: list[int] = []
+
+    def add_family(self, texts: Sequence[np.ndarray], family: Family) -> list[np.ndarray]:
+        """Adds the texts' common beginning, and what follows it in each; returns each text's places in the stream."""
+        own, none = family.prefix, np.arange(0)
+        begin = self._add(texts[family.members[0]][:own], none, is_text=True)
+        rests = [texts[member][own:] for member in family.members]
+        return [self._add(rest, begin, is_text=True) if len(rest) else begin for rest in rests]
+
+    def add_padding(self, size: int, token: int) -> None:
+        if size:
+            self._add(np.full(size, token), np.arange(0), is_text=False)
+
+    def _add(self, tokens: np.ndarray, before: np.ndarray, is_text: bool) -> np.ndarray:
+        """Adds a segment that attends to itself and to what is `before` it; returns where all of that is."""
+        if is_text:
+            self._texts.append(len(self._segments))
+        self._segments.append(tokens)
+        self._keys.append(np.concatenate([before, np.arange(self.size, self.size + len(tokens))]))
+        self.size += len(tokens)
+        return self._keys[-1]
+
+    def tensors(self) -> dict[str, Any]:
+        """What a batch holds of its stream."""
+        lengths, key_lengths = ([len(piece) for piece in pieces] for pieces in (self._segments, self._keys))
+        places = [np.arange(keys - own, keys) for own, keys in zip(lengths, key_lengths, strict=True)]
+        found = {
+            "input_ids": torch.from_numpy(np.concatenate(self._segments)),
+            "position_ids": torch.from_numpy(np.concatenate(places)),
+            "bounds": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+            "lengths": tuple(lengths),
+            "texts": tuple(self._texts),
+            "longest": max(key_lengths),
+        }
+        if lengths == key_lengths:
+            return found
+        return found | {
+            "keys": torch.from_numpy(np.concatenate(self._keys)),
+            "key_bounds": torch.tensor([0, *accumulate(key_lengths)], dtype=torch.int32),
+            "key_lengths": tuple(key_lengths),
+        }

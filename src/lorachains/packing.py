@@ -38,6 +38,9 @@ def packed_attention(
     cu_seq_lens_q: Tensor,
     max_length_q: int,
     lengths: Sequence[int] | None = None,
+    keys: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    key_lengths: Sequence[int] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -45,39 +48,44 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
-    """Causal attention within each segment of the stream.
+    """Causal attention of each segment of the stream to itself, and to what else is among its keys.
 
     Args:
         lengths: of the segments, to go through them one by one; `None` for the variable-length kernel.
+        keys: where each segment's keys are in the stream, the last of them its own tokens; `None` for those alone.
+        cu_seq_lens_k: where each segment's keys begin in `keys`.
+        key_lengths: of each segment's keys.
 
     Raises:
         NotImplementedError: a kind of attention that is not known here.
     """
     if softcap is not None or s_aux is not None:
         raise NotImplementedError
+    if keys is not None:
+        key, value = key.index_select(2, keys), value.index_select(2, keys)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if lengths is None:
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        out = varlen_attn(
-            q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=window
-        )
+        bounds = cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k
+        out = varlen_attn(q, k, v, cu_seq_lens_q, bounds, max_length_q, max_length_q, scale=scaling, window_size=window)
         assert isinstance(out, Tensor)
         return out.unsqueeze(0), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    pieces = zip(*(t[0].split(lengths, 1) for t in (query, key, value)), strict=True)
+    given = ((query, lengths), (key, key_lengths or lengths), (value, key_lengths or lengths))
+    pieces = zip(*(t[0].split(sizes, 1) for t, sizes in given), strict=True)
     outs = [_attend(q, k, v, scale, dropout, sliding_window) for q, k, v in pieces]
     return torch.cat(outs, 1).transpose(0, 1).unsqueeze(0), None
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float, window: int | None) -> Tensor:
     """One text, `(heads, seq, dim)`. The plain product: on the CPU it is faster than the fused one for short texts."""
-    seq = q.shape[1]
-    hidden = torch.ones(seq, seq, dtype=torch.bool, device=q.device).triu(1)
+    before = k.shape[1] - q.shape[1]
+    hidden = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).triu(before + 1)
     if window is not None:
-        hidden |= torch.ones_like(hidden).tril(-window)
+        hidden |= torch.ones_like(hidden).tril(before - window)
     weights = (q @ k.mT * scale).masked_fill(hidden, float("-inf")).softmax(-1)
     return F.dropout(weights, dropout) @ v if dropout else weights @ v
 
@@ -99,8 +107,10 @@ def attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
 def read(model: PreTrainedModel, batch: TokenBatch) -> Any:
     """The model's output on a stream; its tensors have one row."""
     layout: dict[str, Any] = {"cu_seq_lens_q": batch.bounds, "max_length_q": batch.longest}
+    if batch.keys is not None:
+        layout |= {"keys": batch.keys, "cu_seq_lens_k": batch.key_bounds}
     if not one_kernel(model):
-        layout["lengths"] = batch.lengths
+        layout |= {"lengths": batch.lengths, "key_lengths": batch.key_lengths or None}
     with attention(model, PACKED):
         return model(
             input_ids=batch.input_ids.unsqueeze(0), position_ids=batch.position_ids.unsqueeze(0), use_cache=False,

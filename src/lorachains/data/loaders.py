@@ -27,7 +27,8 @@ class Loaders:
     Args:
         runs: their data, set up.
         serving: which adapter serves which row.
-        by_length: whether rows of similar length share a batch.
+        by_length: whether rows of similar length share a batch, since texts are padded; if not, texts to be scored that
+            begin alike share their beginning.
         share: this process's, if several train the runs together: of each training batch's rows, and of the evaluation
             batches.
     """
@@ -64,7 +65,7 @@ class Loaders:
         )
         return (
             self._train_batch([loader.rows[place] for place in best]),
-            collate_eval([rows[place] for place in batch], self.serving, self._pad()),
+            collate_eval([rows[place] for place in batch], self.serving, self._pad(), not self.by_length),
         )
 
     def evaluation(self, split: str) -> DataLoader[EvalBatch]:
@@ -96,7 +97,7 @@ class Loaders:
 
     def _eval_batch(self, rows: list[tuple[int, Encoded]], idle: list[tuple[int, Encoded]]) -> EvalBatch:
         """The rows' batch; without rows one that keeps the process busy, and answers nothing."""
-        batch = collate_eval(rows or idle, self.serving, self._pad())
+        batch = collate_eval(rows or idle, self.serving, self._pad(), share=not self.by_length)
         return batch if rows else EvalBatch([], [], batch.scored, batch.prompts, batch.adapters)
 
     def _batches(self, split: str) -> Iterator[list[tuple[int, int]]]:

@@ -176,8 +176,14 @@ def collate_train(rows: Sequence[tuple[int, Encoded]], serving: Serving, pad: in
     return pack([row.choices[0] for _, row in rows], serving.adapters(rows), pad, serving.bank)
 
 
-def collate_eval(rows: Sequence[tuple[int, Encoded]], serving: Serving, pad: int) -> EvalBatch:
-    """All texts of the rows, each with its run; their prompts too, where they are free answers."""
+def collate_eval(
+    rows: Sequence[tuple[int, Encoded]], serving: Serving, pad: int, share: bool = False
+) -> EvalBatch:  # fmt: skip
+    """All texts of the rows, each with its run; their prompts too, where they are free answers.
+
+    Args:
+        share: see `pack`.
+    """
     texts = [(run, row, choice) for run, row in rows for choice in row.choices]
     owners = serving.adapters([(run, row) for run, row, _ in texts])
     prompted = [(run, row) for run, row in rows if row.prompt is not None]
@@ -185,7 +191,7 @@ def collate_eval(rows: Sequence[tuple[int, Encoded]], serving: Serving, pad: int
     return EvalBatch(
         runs=[run for run, _ in rows],
         rows=[row for _, row in rows],
-        scored=pack([text for *_, text in texts], owners, pad, serving.bank),
+        scored=pack([text for *_, text in texts], owners, pad, serving.bank, share),
         prompts=[row.prompt.input_ids for _, row in prompted if row.prompt is not None],
         adapters=None if adapters is None else torch.tensor(adapters, dtype=torch.int64),
     )
