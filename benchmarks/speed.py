@@ -124,7 +124,7 @@ def losses(method: Lora, rows: Sequence[Tokens], order: Sequence[Sequence[int]])
         terms, gradient = method.passes.train(pack([rows[i] for i in batch]).to(DEVICE))
         found.append(float(terms["lm"]))
         method.chain.flat[0].grad = None
-        method.chain.add_gradient(gradient)
+        method.add_gradient(gradient, 1.0)
         optimizer.step()
     return found
 

@@ -57,7 +57,9 @@ def make_method(*overrides: str, base: LanguageModel | None = None, **fields: An
 
 def side_by_side(*runs: Sequence[str]) -> Lora:
     """The methods of several runs, by their overrides, as one."""
-    return stack([instantiate(settings(*overrides).method, _partial_=True) for overrides in runs], language_model())
+    method = stack([instantiate(settings(*o).method, _partial_=True) for o in runs], language_model())
+    assert isinstance(method, Lora)
+    return method
 
 
 def make_data(base: LanguageModel, **changes: Any) -> TaskDataModule:

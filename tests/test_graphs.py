@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from lorachains.data import RunsDataModule
 from lorachains.graphs import Replayed, decoder_layers, why_not
 from lorachains.jobs import stack
+from lorachains.methods import Lora
 from tests.adapters import randomise
 from tests.runs import language_model, make_data, settings
 from tests.tiny import ARCHITECTURES, tiny_model
@@ -38,6 +39,7 @@ def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None
     base = language_model("llama", torch.bfloat16)
     parts = [instantiate(settings("method=cola", f"seed={seed}").method, _partial_=True) for seed in range(runs)]
     method = stack(parts, base)
+    assert isinstance(method, Lora)
     torch.nn.Module.to(method.model, "cuda").train()
     method.chain.flatten()
     method.chain.reserve(8)

@@ -21,7 +21,7 @@ from lorachains.errors import LorachainsError
 from lorachains.inject import check_config
 from lorachains.loggers import finishing
 from lorachains.memory import reset_peak
-from lorachains.methods import Lora
+from lorachains.methods import Method
 from lorachains.models import LanguageModel
 from lorachains.parallel import take_device, to_start, writes
 from lorachains.processes import launch
@@ -152,14 +152,14 @@ def _start_afresh(checkpoint: Path, overwrite: bool) -> None:
         checkpoint.unlink()
 
 
-def stack(methods: Sequence[Any], base: LanguageModel) -> Lora:
+def stack(methods: Sequence[Any], base: LanguageModel) -> Method:
     """One method that trains several runs' adapters.
 
     Args:
         methods: `functools.partial`s of one method class, as a config's `method` gives them.
     """
     each = {key: [method.keywords[key] for method in methods] for key in ("adapter", "optim", "seed")}
-    method: Lora = methods[0](base=base, **each)
+    method: Method = methods[0](base=base, **each)
     return method
 
 

@@ -12,10 +12,8 @@ from lorachains.callbacks.progress import Progress, Throughput
 from lorachains.data import RunsDataModule
 from lorachains.evaluation import summarise
 from lorachains.memory import peak_memory
-from lorachains.methods import Lora
-from lorachains.models import fingerprint
+from lorachains.methods import Method
 from lorachains.parallel import gathered, writes
-from lorachains.peft_format import save_adapter
 from lorachains.run_folder import RunFolder
 
 Outcome = dict[str, float] | Exception
@@ -35,11 +33,10 @@ class Session:
     """
 
     def __init__(
-        self, method: Lora, data: RunsDataModule, folders: Sequence[RunFolder], loggers: Sequence[Logger],
+        self, method: Method, data: RunsDataModule, folders: Sequence[RunFolder], loggers: Sequence[Logger],
         checkpoint: Path, every: int, seconds: float = 0.0, forks: Mapping[int, Path] | None = None,
     ):  # fmt: skip
         self.method, self.data, self.folders, self.loggers = method, data, folders, loggers
-        self.fingerprint = fingerprint(method.model)  # before training: a merge changes the weights
         self.throughput, self.flops = Throughput(), FlopsCount()
         saving = LastCheckpoint(checkpoint, every, seconds, forks)
         self.callbacks: list[L.Callback] = [self.throughput, self.flops, Progress(), saving]
@@ -52,15 +49,14 @@ class Session:
             trainer.validate(self.method, self.data, verbose=False)
 
     def finish(self) -> list[Outcome]:
-        """Tests, saves the adapters and the predictions, and writes each run's `metrics.json`.
+        """Tests, saves what was learned and the predictions, and writes each run's `metrics.json`.
 
         Returns:
             Each run's metrics, flat: `<split>/<metric>` at the best epoch, `<split>_last/…` at the last; or what ended
             it.
         """
         best = self.method.best
-        chain = self.method.chain
-        links, trained = len(chain.ranks) + 1, sum(p[0].numel() for p in chain.parameters())  # not the best epoch's
+        figures = self.method.figures()  # not the best epoch's
         last = self._test()
         each, end = len(self.method.names), self.trainer.global_step
         at_end = [all(b.step == end for b in best.best[i * each : (i + 1) * each]) for i in range(len(self.folders))]
@@ -75,8 +71,7 @@ class Session:
             metrics = {f"test/{k}": v for k, v in at_best[run].items()} | {
                 f"test_last/{k}": v for k, v in last[run].items()
             }
-            metrics |= self._save(run, folder) | self._costs(run)
-            metrics |= {"train/links": links, "adapter/trainable_parameters": trained * len(self.method.names)}
+            metrics |= self._save(run, folder) | self._costs(run) | figures
             self.loggers[run].log_metrics(metrics, step=self.trainer.global_step)
             if writes():
                 folder.write_metrics(metrics)
@@ -90,18 +85,12 @@ class Session:
         return [summarise(of_run, run.tasks) for of_run, run in zip(predictions, self.data.runs, strict=True)]
 
     def _save(self, run: int, folder: RunFolder) -> dict[str, float]:
-        """Writes a run's predictions and adapters; returns the validation metrics at their best epochs."""
+        """Writes a run's predictions and what it has learned; returns the validation metrics at the best epochs too."""
         if writes():
             folder.write_predictions(self.method.predictions["test"][run])
-        names, metrics = self.method.names, dict[str, float]()
+        names, metrics = self.method.names, self.method.save(run, folder)
         for i, name in enumerate(names):
-            expert = run * len(names) + i
-            moment = self.method.best.best[expert]
-            path = folder.adapter if len(names) == 1 else folder.adapters / name
-            if writes():
-                metrics["adapter/rank"] = save_adapter(
-                    self.method.chain, path, self.method.base.name, self.fingerprint, expert
-                )
+            moment = self.method.best.best[run * len(names) + i]
             of = "" if len(names) == 1 else f"{name}/"
             metrics |= {f"val/{of}{k}": v for k, v in moment.summary.items()} | {
                 f"best/{of}optimizer_step": moment.step

@@ -15,7 +15,7 @@ from lorachains.parallel import check_same, devices, started_here
 from lorachains.sharding import shard
 
 if TYPE_CHECKING:
-    from lorachains.methods import Lora
+    from lorachains.methods.method import Method
 
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13; nothing a user can mend
 warnings.filterwarnings("ignore", ".*You have overridden `transfer_batch_to_device`.*")  # on purpose: see Passes.place
@@ -65,7 +65,7 @@ class Devices(DDPStrategy):
                 raise LorachainsError(
                     "trainer.strategy=fsdp2 can't generate free answers, whose lengths differ between devices: use ddp"
                 )
-            shard(method.model, decoder_layers(method.model), method.chain.parameters(), self.root_device)
+            shard(method.model, decoder_layers(method.model), method.whole, self.root_device)
         super(DDPStrategy, self).setup(trainer)
 
     def _setup_model(self, model: nn.Module) -> nn.Module:  # type: ignore[override]
@@ -96,16 +96,16 @@ class SameOnAllDevices(L.Callback):
     def __init__(self) -> None:
         self.knots = 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: "Lora", *_: Any) -> None:  # type: ignore[override]
-        if len(pl_module.chain.knots) > self.knots:
-            self.knots = len(pl_module.chain.knots)
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: "Method", *_: Any) -> None:  # type: ignore[override]
+        if pl_module.knots_tied > self.knots:
+            self.knots = pl_module.knots_tied
             self._check(trainer, pl_module)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: "Lora") -> None:  # type: ignore[override]
+    def on_validation_start(self, trainer: L.Trainer, pl_module: "Method") -> None:  # type: ignore[override]
         self._check(trainer, pl_module)
 
-    def _check(self, trainer: L.Trainer, pl_module: "Lora") -> None:
-        check_same(pl_module.chain.flat, f"after optimizer step {trainer.global_step}")
+    def _check(self, trainer: L.Trainer, pl_module: "Method") -> None:
+        check_same(pl_module.trained, f"after optimizer step {trainer.global_step}")
 
 
 class Trainer(L.Trainer):

@@ -1,20 +1,20 @@
-"""Each adapter's best epoch, kept as its live link and the number of links tied by then.
+"""Each adapter's best epoch, kept as the method's snapshot: of a chain, the live link and the number of links tied by
+then.
 
 A chain can't go back by loading an earlier link alone: the knots tied since would stay under it. `Chain.restore`
 rewinds the ledger (and merged weights) to the same moment.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
-from lorachains.chain import LiveLink
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import score_of
 
 if TYPE_CHECKING:
-    from lorachains.methods.lora import Lora
+    from lorachains.methods.method import Method
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Best:
     Attributes:
         score: the criterion then, and what decides between equal ones; higher is better.
         step: the optimizer steps done by then.
-        live: its live link.
+        snapshot: what it had learned by then, see `Method.snapshot`.
         summary: its validation metrics.
     """
 
     score: tuple[float, ...]
     step: int
-    live: LiveLink
+    snapshot: dict[str, Any]
     summary: dict[str, float]
 
 
@@ -56,7 +56,7 @@ class BestEpoch(L.Callback):
         self.best: list[Best] = []
         self.validated = -1
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: "Lora") -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: L.Trainer, pl_module: "Method") -> None:  # type: ignore[override]
         if trainer.sanity_checking:
             return
         self.validated = step = trainer.global_step
@@ -64,18 +64,15 @@ class BestEpoch(L.Callback):
             loss, metric = summary["loss"], score_of(summary)
             score = {"metric": (metric, -loss), "loss": (-loss,), "last": (float(step),)}[self.select]
             if expert == len(self.best) or score > self.best[expert].score:
-                self.best[expert : expert + 1] = [Best(score, step, pl_module.chain.live_link(expert), summary)]
+                self.best[expert : expert + 1] = [Best(score, step, pl_module.snapshot(expert), summary)]
 
-    def restore(self, pl_module: "Lora") -> None:
+    def restore(self, pl_module: "Method") -> None:
         """Brings each adapter of the module back to its best moment."""
-        pl_module.chain.restore([best.live for best in self.best])
+        pl_module.restore([best.snapshot for best in self.best])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": [asdict(best) for best in self.best], "validated": self.validated}
+        return {"best": [dict(vars(best)) for best in self.best], "validated": self.validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = [
-            Best(tuple(best["score"]), best["step"], LiveLink(**best["live"]), best["summary"])
-            for best in state_dict["best"]
-        ]
+        self.best = [Best(**{**best, "score": tuple(best["score"])}) for best in state_dict["best"]]
         self.validated = state_dict["validated"]

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lorachains.batch import TokenBatch
 
 if TYPE_CHECKING:
-    from lorachains.methods.lora import Lora
+    from lorachains.methods.method import Method
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class Progress(RichProgressBar):
     """A bar with loss, learning rate, link, validation score, speed in tokens a second, and the time left."""
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: "Lora") -> dict[str, Any]:  # type: ignore[override]
+    def get_metrics(self, trainer: L.Trainer, pl_module: "Method") -> dict[str, Any]:  # type: ignore[override]
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         journal = pl_module.journal.shown
@@ -71,7 +71,7 @@ class Throughput(L.Callback):
         """Trained on so far, by all adapters."""
         return sum(self.counts)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "Lora") -> None:  # type: ignore[override]
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: "Method") -> None:  # type: ignore[override]
         shown = {k: v for k, v in pl_module.journal.shown.items() if k == "train/loss" or k.startswith("val/")}
         log.info(
             "epoch %d of %s, optimizer step %d: %s%s; %.0f tokens/s",

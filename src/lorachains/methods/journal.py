@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lorachains.methods.lora import Lora
+    from lorachains.methods.method import Method
 
 
 class Journal:
@@ -25,7 +25,7 @@ class Journal:
         shown: the latest numbers by name, for a progress bar; means over the adapters.
     """
 
-    def __init__(self, method: "Lora"):
+    def __init__(self, method: "Method"):
         self.method = method
         self.shown: dict[str, float] = {}
         self.history: list[tuple[int, dict[str, float], int]] = []

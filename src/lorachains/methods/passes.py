@@ -17,7 +17,7 @@ from lorachains.scoring import answer_losses
 from lorachains.sharding import sharded
 
 if TYPE_CHECKING:
-    from lorachains.methods.lora import Lora
+    from lorachains.methods.method import Method
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,10 @@ class Passes:
     """Runs a method's passes.
 
     Args:
-        method: whose `losses` and `route` are called.
+        method: whose `route` is called, and whose `losses` and `differentiate` if it trains.
     """
 
-    def __init__(self, method: "Lora"):
+    def __init__(self, method: "Method"):
         self.method = method
         self._train: Replayed | None = None
         self._evaluate: Replayed | None = None
@@ -45,7 +45,7 @@ class Passes:
         """
         if mode.lower() not in ("auto", "true", "false"):
             raise LorachainsError(f"trainer.compile is {mode!r}: choose auto, true or false")
-        model, chain, self._mode = self.method.model, self.method.chain, mode.lower()
+        model, self._mode = self.method.model, mode.lower()
         why = "its weights are divided over devices" if sharded(model) else why_not(model)
         if self._mode == "true" and why:
             raise LorachainsError(f"trainer.compile is true, but {why}: use auto or false")
@@ -57,8 +57,8 @@ class Passes:
         if not self._compiled:
             compile_layers(model)
             self._compiled = True
-        self._train = Replayed(self._forward_backward, model.device, lambda: chain.layout)
-        self._evaluate = Replayed(self._score, model.device, lambda: chain.layout)
+        self._train = Replayed(self._forward_backward, model.device, lambda: self.method.layout)
+        self._evaluate = Replayed(self._score, model.device, lambda: self.method.layout)
 
     def rehearse(self) -> None:
         """Makes the largest passes of the run to come, so that memory runs out now or never."""
@@ -103,13 +103,14 @@ class Passes:
             )
         return batch.to(device)
 
-    def train(self, batch: TokenBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """Each adapter's losses by term, and the gradient of their sum as `Chain.differentiate` lays it out.
+    def train(self, batch: TokenBatch) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """Each adapter's losses by term, and the gradient of their sum as the method's `differentiate` gives it.
 
         Where several devices share a batch, they are parts: the sum over the devices is the batch's.
         """
-        *terms, gradient = self._forward_backward(batch) if self._train is None else self._train(batch)
-        return {name: term.clone() for name, term in zip(self._terms, terms, strict=True)}, gradient
+        found = self._forward_backward(batch) if self._train is None else self._train(batch)
+        terms = {name: term.clone() for name, term in zip(self._terms, found, strict=False)}
+        return terms, found[len(terms) :]
 
     def evaluate(self, batch: EvalBatch) -> tuple[Tensor, list[str]]:
         """The loss of each candidate in nats a token, and the free answers."""
@@ -122,8 +123,8 @@ class Passes:
         if batch.shares is not None:
             terms = {name: term * batch.shares.to(term.dtype) for name, term in terms.items()}
         self._terms = list(terms)
-        gradient = self.method.chain.differentiate(torch.stack(list(terms.values())).sum())
-        return *(term.detach() for term in terms.values()), gradient
+        gradient = self.method.differentiate(torch.stack(list(terms.values())).sum())
+        return *(term.detach() for term in terms.values()), *gradient
 
     @torch.no_grad()
     def _score(self, batch: TokenBatch) -> tuple[Tensor, ...]:
@@ -133,6 +134,6 @@ class Passes:
     def _generate(self, batch: EvalBatch) -> list[str]:
         method = self.method
         if self._generator is None:
-            self._generator = generator(method.base, method.chain.routing, self.replayed, method.data.stop)
+            self._generator = generator(method.base, method.routing, self.replayed, method.data.stop)
         most = method.data.runs[0].max_new_tokens
         return generate(self._generator, method.base.tokenizer, batch.prompts, most, batch.adapters)

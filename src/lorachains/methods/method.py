@@ -1,0 +1,223 @@
+"""The frame of every method: it evaluates runs side by side, remembers their best epochs, and says what is saved.
+
+What belongs to one adapter is a row of a vector over the bank: its loss, learning rate, gradient norm, validation score
+and best epoch. Several runs are evaluated together if they share a base; one run is a group of one. A method without
+adapters is one row.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorachains.batch import TokenBatch
+from lorachains.callbacks.best import BestEpoch
+from lorachains.data import EvalBatch, RunsDataModule, Serving
+from lorachains.data.batching import Share
+from lorachains.errors import LorachainsError
+from lorachains.evaluation import Prediction, predict, summarise
+from lorachains.methods.journal import Journal
+from lorachains.methods.passes import Passes
+from lorachains.models import LanguageModel
+from lorachains.packing import packs
+from lorachains.parallel import interleaved
+from lorachains.routing import Routing
+from lorachains.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Method(L.LightningModule):
+    """Evaluates a base model, and what a subclass adds to it or changes in it.
+
+    Args:
+        base: the model and its tokenizer.
+        seed: of each run.
+        names: the adapters of each run; with several, adapter i serves the rows of task i.
+        select: the best epoch's criterion: the validation metric ("metric"), the validation loss ("loss"), or
+            simply the last epoch ("last").
+
+    Attributes:
+        routing: holds the route that the model's banks follow.
+        predictions: split to the last predictions of each run.
+        failures: run to the error that ended its training; the others go on.
+        settled: the runs whose test results are logged already.
+    """
+
+    def __init__(
+        self, base: LanguageModel, seed: int | Sequence[int], names: Sequence[str] = ("adapter",),
+        select: str = "metric",
+    ):  # fmt: skip
+        super().__init__()
+        self.base, self.model, self.names = base, base.model, list(names)
+        self.seeds = [seed] if isinstance(seed, int) else list(seed)
+        self.serving = Serving(len(self.seeds), len(self.names))
+        self.routing = Routing()
+        self.best = BestEpoch(select)
+        self.predictions: dict[str, list[list[Prediction]]] = {}
+        self.failures: dict[int, LorachainsError] = {}
+        self.settled: set[int] = set()
+        self.journal = Journal(self)
+        self.passes = Passes(self)
+
+    # -- what a method overrides ---------------------------------------------------------------------------------------
+
+    def route(self, batch: TokenBatch) -> None:
+        """Sets the route for a forward pass over the batch."""
+
+    def losses(self, batch: TokenBatch) -> dict[str, Float[Tensor, " experts"]]:
+        """The terms of each adapter's loss by name; their sum over terms and adapters is differentiated."""
+        raise NotImplementedError
+
+    def differentiate(self, loss: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of a scalar, in whatever form the method takes it over."""
+        raise NotImplementedError
+
+    @property
+    def layout(self) -> int:
+        """Changes whenever a tensor that a forward pass reads has moved or has changed its shape."""
+        return 0
+
+    @property
+    def knots_tied(self) -> int:
+        """So far."""
+        return 0
+
+    @property
+    def trained(self) -> Sequence[nn.Parameter]:
+        """What an optimizer steps: the same on all devices at any time."""
+        return []
+
+    @property
+    def whole(self) -> Sequence[nn.Parameter]:
+        """Parameters of the model that stay whole on each device where the base is divided."""
+        return []
+
+    def snapshot(self, expert: int) -> dict[str, Any]:
+        """A copy of what an adapter has learned, of tensors and plain types, from which `restore` brings it back."""
+        return {}
+
+    def restore(self, snapshots: Sequence[Mapping[str, Any]]) -> None:
+        """Brings each adapter back to its own snapshot."""
+
+    def figures(self) -> dict[str, float]:
+        """What is told of each run's size in its metrics."""
+        return {}
+
+    def save(self, run: int, folder: RunFolder) -> dict[str, float]:
+        """Writes what a run has learned, in one process of several; returns metrics of what it wrote."""
+        return {}
+
+    def remedy(self, run: int) -> str:
+        """What to do where a run's losses aren't finite."""
+        return ""
+
+    # -- Lightning's hooks ---------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        share = Share(self.trainer.global_rank, self.trainer.world_size)
+        self.data.serve(self.serving, not packs(self.model), share)
+
+    def cpu(self) -> "Method":
+        """Does nothing: Lightning would move the model away after each fit or test, and from under its graphs."""
+        return self
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [self.best]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return self.passes.place(batch, device)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> RunsDataModule:
+        """The data module at hand."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def adapter_summaries(self, split: str) -> list[dict[str, float]]:
+        """Each adapter's metrics over the split's last predictions, as `summarise` names them."""
+        summaries = []
+        for run, predictions in zip(self.data.runs, self.predictions[split], strict=True):
+            if self.serving.experts == 1:
+                summaries.append(summarise(predictions, run.tasks))
+            else:
+                summaries += [summarise([p for p in predictions if p.task == t.name], [t]) for t in run.tasks]
+        return summaries
+
+    def on_validation_epoch_start(self) -> None:
+        self._answers: list[tuple[EvalBatch, Tensor, list[str]]] = []
+
+    def on_test_epoch_start(self) -> None:
+        self._answers = []
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self._answers.append((batch, *self.passes.evaluate(batch)))
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self._answers.append((batch, *self.passes.evaluate(batch)))
+
+    def _collect(self, split: str) -> None:
+        """Takes the answers from the device, not before all are on their way, and all devices' in the order of one."""
+        tasks = [run.tasks for run in self.data.runs]
+        answered = [
+            list(zip(batch.runs, predict(batch, losses.tolist(), texts, tasks), strict=True))
+            for batch, losses, texts in self._answers
+        ]
+        self._answers = []
+        self.predictions[split] = [[] for _ in self.seeds]
+        for run, answer in chain.from_iterable(interleaved(answered)):
+            self.predictions[split][run].append(answer)
+
+    def on_validation_epoch_end(self) -> None:
+        self._collect("val")
+        self._log_summaries("val")
+        summaries, each = self.adapter_summaries("val"), self.serving.experts
+        for run in range(len(self.seeds)):
+            finite = any(math.isfinite(s["loss"]) for s in summaries[run * each : (run + 1) * each])
+            if not finite:
+                step = self.trainer.global_step
+                self.stop_run(
+                    run, LorachainsError(f"val/loss is not finite after optimizer step {step}: {self.remedy(run)}")
+                )
+
+    def stop_run(self, run: int, error: LorachainsError) -> None:
+        """Stops one run; the others go on. Raises the error if there are no others."""
+        if run not in self.failures:
+            self.failures[run] = error
+            if len(self.failures) == len(self.seeds):
+                raise self.failures[0]
+            log.error("run %d of %d is stopped: %s", run + 1, len(self.seeds), error)
+
+    def on_test_epoch_end(self) -> None:
+        self._collect("test")
+        self._log_summaries("test")
+
+    def _log_summaries(self, split: str) -> None:
+        summaries = [
+            {f"{split}/{key}": value for key, value in summarise(predictions, run.tasks).items()}
+            for predictions, run in zip(self.predictions[split], self.data.runs, strict=True)
+        ]
+        for run, summary in enumerate(summaries):
+            if split != "test" or run not in self.settled:
+                self.journal.log(run, summary)
+        if all(summary.keys() == summaries[0].keys() for summary in summaries):
+            self.journal.show(summaries)
+
+    # -- checkpoints: what was logged ----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.journal.close_step()  # saved at a batch's end, before it was closed
+        self.journal.write()
+        checkpoint["history"] = self.journal.history
+        checkpoint["failures"] = {run: str(error) for run, error in self.failures.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.journal.log_again(checkpoint["history"])
+        self.failures = {run: LorachainsError(text) for run, text in checkpoint["failures"].items()}
