@@ -14,6 +14,7 @@ from rich.progress import track
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
 from lorachains.data import Serving
+from lorachains.data.demonstrations import check_number, demonstrated
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generate, generator, predict, summarise
 from lorachains.loading import attach_adapter
@@ -31,8 +32,11 @@ def evaluate(cfg: DictConfig) -> None:
     base = instantiate(cfg.model)
     data = instantiate(cfg.data, tokenizer=base.tokenizer)
     routing = attach_adapter(base, Path(cfg.adapter)).routing if cfg.adapter else Routing()
+    positions = getattr(base.model.config, "max_position_embeddings", None)
+    check_number("demonstrations", cfg.demonstrations)
     data.setup("test")
-    data.check_fits(getattr(base.model.config, "max_position_embeddings", None))
+    data, _ = demonstrated(data, cfg.demonstrations, cfg.seed, positions)
+    data.check_fits(positions)
     data.serve(Serving(), by_length=not packs(base.model))
     loader = data.val_dataloader() if cfg.split == "val" else data.test_dataloader()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -80,8 +80,9 @@ def generator(base: LanguageModel, routing: Routing, graphs: bool, stop: str | N
         graphs: whether decode steps are replayed as CUDA graphs.
         stop: a text whose token ends an answer as the end-of-sequence token does.
     """
-    ends = [base.tokenizer.eos_token_id, *base.tokenizer.encode(stop or "", add_special_tokens=False)[-1:]]
-    eos = [token for token in ends if token is not None]
+    last = base.tokenizer.encode(stop or "", add_special_tokens=False)[-1:]
+    ends = last if base.tokenizer.decode(last) == stop else []  # a part of the stop ends nothing
+    eos = [token for token in (base.tokenizer.eos_token_id, *ends) if token is not None]
     return Generator(base.model, routing, padding_token(base.tokenizer), eos, graphs)
 
 

@@ -29,13 +29,17 @@ def group(settings: Sequence[Settings]) -> list[list[int]]:
     """
     groups: dict[Any, list[int]] = {}
     for index, job in enumerate(settings):
-        groups.setdefault((frozenset(_shared(job).items()), index if merges(job) else None), []).append(index)
+        groups.setdefault((frozenset(_shared(job).items()), index if why_alone(job) else None), []).append(index)
     return list(groups.values())
 
 
-def merges(settings: Settings) -> bool:
-    """Whether a job changes the base's weights, so that it needs a base of its own (COLA Algorithm 1, line 6)."""
-    return settings["knots"]["mode"] == "merge" and not _ties_none(settings)
+def why_alone(settings: Settings) -> str | None:
+    """Why a job is trained in no bank with others; `None` if it can be."""
+    if "adapter" not in settings["method"]:
+        return f"method={settings['method']['_target_'].rsplit('.', 1)[-1]} has no adapters to be stacked"
+    if settings["knots"]["mode"] == "merge" and not _ties_none(settings):  # COLA Algorithm 1, line 6
+        return "knots.mode=merge changes the base (knots.mode=ledger doesn't)"
+    return None
 
 
 def trunk(settings: Settings, others: Sequence[Settings]) -> int | None:

@@ -153,12 +153,13 @@ def _start_afresh(checkpoint: Path, overwrite: bool) -> None:
 
 
 def stack(methods: Sequence[Any], base: LanguageModel) -> Method:
-    """One method that trains several runs' adapters.
+    """One method for several runs.
 
     Args:
         methods: `functools.partial`s of one method class, as a config's `method` gives them.
     """
-    each = {key: [method.keywords[key] for method in methods] for key in ("adapter", "optim", "seed")}
+    own = [key for key in ("adapter", "optim", "seed") if key in methods[0].keywords]
+    each = {key: [method.keywords[key] for method in methods] for key in own}
     method: Method = methods[0](base=base, **each)
     return method
 
@@ -174,7 +175,8 @@ def _built(jobs: Sequence[Job], base: LanguageModel) -> tuple[RunsDataModule, li
     for job in jobs:
         try:
             methods.append(instantiate(job.cfg.method, _partial_=True))
-            check_config(methods[-1].keywords["adapter"])
+            if adapter := methods[-1].keywords.get("adapter"):
+                check_config(adapter)
             rows = str({key: value for key, value in settings_of(job.cfg)["data"].items() if key != "order_seed"})
             if rows not in read:
                 data = instantiate(job.cfg.data, tokenizer=base.tokenizer)

@@ -1,5 +1,6 @@
 """The settings of a finished run, taken up again with changes from the command line."""
 
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -28,12 +29,14 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
-    """Puts the run's model, data and adapter into `cfg`, with the changes; a section of other settings stays.
+    """Puts the run's model, data, adapter and demonstrations into `cfg`, with the changes; a section chosen anew stays.
+
+    The model is the base, or what full fine-tuning has made of it.
 
     Raises:
         LorachainsError: the folder holds no finished run, or a change is of a setting that the run doesn't have.
     """
-    run.read_metrics()
+    metrics = run.read_metrics()
     before: Any = OmegaConf.load(run.config)
     OmegaConf.set_struct(before, True)
     for override in OverridesParser.create().parse_overrides(changes):
@@ -46,4 +49,15 @@ def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
     chosen = {argument.partition("=")[0] for argument in HydraConfig.get().overrides.task}
     for section in set(SECTIONS) - chosen:
         cfg[section] = before[section]
-    cfg.adapter = cfg.adapter or str(run.adapter)
+    if "model/trainable_parameters" in metrics and "model" not in chosen:
+        cfg.model = _own_model(run.model, before.model)
+    if "adapter" in before.method:
+        cfg.adapter = cfg.adapter or str(run.adapter)
+    if "demonstrations" in before.method and "demonstrations" not in chosen:
+        cfg.demonstrations, cfg.seed = before.method.demonstrations, before.seed
+
+
+def _own_model(folder: Path, base: DictConfig) -> dict[str, Any]:
+    """The `model` section of what full fine-tuning has saved, loaded as its base was."""
+    kept = {key: base[key] for key in ("dtype", "attn_implementation") if key in base}
+    return {"_target_": "lorachains.models.load", "name": str(folder.resolve()), **kept}

@@ -31,9 +31,8 @@ def devices(trainer: Mapping[str, Any]) -> int:
     Raises:
         LorachainsError: `trainer.devices` is no number of devices, or more than there are.
     """
-    given, accelerator = trainer.get("devices", 1), trainer.get("accelerator", "auto")
-    gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-    there = torch.cuda.device_count() if gpu else None
+    given = trainer.get("devices", 1)
+    there = torch.cuda.device_count() if on_gpu(trainer) else None
     if given in ("auto", -1, "-1"):
         return there or 1
     if isinstance(given, Sequence) and not isinstance(given, str) and given:
@@ -45,6 +44,12 @@ def devices(trainer: Mapping[str, Any]) -> int:
             f"trainer.devices is {given}, but there are {there} GPUs: give {there or 'another accelerator'}"
         )
     return int(given)
+
+
+def on_gpu(trainer: Mapping[str, Any]) -> bool:
+    """Whether the trainer's settings ask for GPUs."""
+    accelerator = trainer.get("accelerator", "auto")
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def to_start(trainer: Mapping[str, Any]) -> int:

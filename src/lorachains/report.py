@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -72,7 +73,7 @@ def _cells(group: list[Run]) -> list[str]:
     metric = next(key for key in group[0].metrics if key.startswith("test/")).removeprefix("test/")
     scores = [spread([100 * run.metrics[f"{split}/{metric}"] for run in group]) for split in ("test", "test_last")]
     seconds = spread([run.metrics["run/seconds"] for run in group])
-    return [str(group[0].metrics["train/links"]), str(len(group)), f"test {metric} %", *scores, seconds]
+    return [str(group[0].metrics.get("train/links", "")), str(len(group)), f"test {metric} %", *scores, seconds]
 
 
 def _differing(run: Run, others: list[Run]) -> str:
@@ -87,9 +88,11 @@ def _differing(run: Run, others: list[Run]) -> str:
 def _read(folder: RunFolder) -> Run:
     config: Any = OmegaConf.load(folder.config)
     metrics = folder.read_metrics()
-    if missing := {"train/links", "run/seconds"} - metrics.keys():
-        raise LorachainsError(f"metrics.json has no {min(missing)}")
-    method = config.method["_target_"].rsplit(".", 1)[-1].lower()
+    if "run/seconds" not in metrics:
+        raise LorachainsError("metrics.json has no run/seconds")
+    method = re.sub(
+        r"(?<=.)(?=[A-Z])", "_", config.method["_target_"].rsplit(".", 1)[-1]
+    ).lower()  # ZeroShot: zero_shot
     tasks = config.data.tasks or [config.data.task]
     settings = flat(OmegaConf.to_container(config))
     return Run(config.model.get("name", "tiny").rsplit("/", 1)[-1], "+".join(tasks), method, settings, metrics)

@@ -1,4 +1,4 @@
-"""A run's folder: `config.yaml`, `metrics.json`, `predictions.jsonl`, `adapter/`, `checkpoints/`, and the log."""
+"""A run's folder: `config.yaml`, `metrics.json`, `predictions.jsonl`, `adapter/` or `model/`, `checkpoints/`, log."""
 
 import json
 import logging
@@ -49,6 +49,10 @@ class RunFolder:
         return self.path / "adapters"
 
     @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 
@@ -79,7 +83,7 @@ class RunFolder:
         if overwrite and not resume:
             for old in (self.metrics, self.predictions, self.config):
                 old.unlink(missing_ok=True)
-            for old in (self.adapter, self.adapters, self.checkpoint.parent, self.path / "csv"):
+            for old in (self.adapter, self.adapters, self.model, self.checkpoint.parent, self.path / "csv"):
                 shutil.rmtree(old, ignore_errors=True)
         if resume and self.config.is_file():
             self._check_same(settings)

@@ -1,5 +1,6 @@
 """A session: runs that are trained side by side, from fit to the files in their folders."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from lorachains.memory import peak_memory
 from lorachains.methods import Method
 from lorachains.parallel import gathered, writes
 from lorachains.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 Outcome = dict[str, float] | Exception
 """A run's metrics, or what ended it."""
@@ -36,15 +39,18 @@ class Session:
         self, method: Method, data: RunsDataModule, folders: Sequence[RunFolder], loggers: Sequence[Logger],
         checkpoint: Path, every: int, seconds: float = 0.0, forks: Mapping[int, Path] | None = None,
     ):  # fmt: skip
-        self.method, self.data, self.folders, self.loggers = method, data, folders, loggers
+        self.method, self.data, self.folders, self.loggers = method, method.reads(data), folders, loggers
         self.throughput, self.flops = Throughput(), FlopsCount()
         saving = LastCheckpoint(checkpoint, every, seconds, forks)
         self.callbacks: list[L.Callback] = [self.throughput, self.flops, Progress(), saving]
 
     def fit(self, trainer: L.Trainer, checkpoint: Path | None) -> None:
-        """Trains to the end, from the checkpoint if there is one; validates the last step if no epoch ended there."""
+        """Trains to the end, from the checkpoint if there is one; validates where no epoch has ended."""
         self.trainer = trainer
-        trainer.fit(self.method, self.data, ckpt_path=checkpoint, weights_only=True)
+        if self.method.trains:
+            trainer.fit(self.method, self.data, ckpt_path=checkpoint, weights_only=True)
+        else:
+            log.info("nothing is trained: optim, adapter, knots, and what trainer says of training, don't count")
         if self.method.best.validated != trainer.global_step:
             trainer.validate(self.method, self.data, verbose=False)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lorachains.errors import LorachainsError
 from lorachains.graphs import decoder_layers
-from lorachains.parallel import check_same, devices, started_here
+from lorachains.parallel import check_same, devices, on_gpu, started_here
 from lorachains.sharding import shard
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ class Trainer(L.Trainer):
             done), true or false.
         strategy: how several devices share a run: "ddp" (also "auto"), each has the whole model; "fsdp2", each has a
             part of every frozen weight.
+        precision: as Lightning's, or "auto": mixed with bfloat16 on a GPU, that of the weights elsewhere.
         kwargs: see `lightning.Trainer`.
 
     Raises:
@@ -128,7 +129,7 @@ class Trainer(L.Trainer):
 
     def __init__(
         self, *, max_steps: int = -1, compile: bool | str = "auto", strategy: str = "auto",
-        callbacks: list[L.Callback], **kwargs: Any,
+        precision: Any = None, callbacks: list[L.Callback], **kwargs: Any,
     ):  # fmt: skip
         _check(kwargs | {"max_steps": max_steps})
         _check_strategy(strategy, kwargs)
@@ -142,7 +143,9 @@ class Trainer(L.Trainer):
         limit = [StopAfter(max_steps)] if max_steps >= 0 else []
         if not kwargs.get("enable_progress_bar", True):  # Lightning refuses a bar then, rather than leaving it out
             callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-        super().__init__(callbacks=[*callbacks, *limit], inference_mode=False, **kwargs)
+        if precision == "auto":
+            precision = "bf16-mixed" if on_gpu(kwargs) else None
+        super().__init__(callbacks=[*callbacks, *limit], inference_mode=False, precision=precision, **kwargs)
 
     @property
     def estimated_stepping_batches(self) -> int | float:

@@ -15,7 +15,7 @@ from omegaconf import open_dict
 from hydra_plugins.lorachains_replicas._cluster import Cluster
 from hydra_plugins.lorachains_replicas._jobs import Ready, failure, prepare, train_group
 from lorachains.errors import LorachainsError
-from lorachains.grouping import differing, group, merges, told, trunk, why_apart
+from lorachains.grouping import differing, group, told, trunk, why_alone, why_apart
 from lorachains.jobs import checkpoint_of
 from lorachains.session import Outcome
 
@@ -99,8 +99,8 @@ def _grouped(jobs: Sequence[Ready], most: int | None) -> list[list[Ready]]:
     heads = [settings[members[0]] for members in groups]
     apart = {key for head in heads[1:] for key in why_apart(heads[0], head)}
     values = {key: of for key, of in differing(heads).items() if key in apart}
-    if any(merges(head) for head in heads):
-        log.info("knots.mode=merge changes the base: each of its jobs runs alone (knots.mode=ledger doesn't)")
+    for why in sorted({why for head in heads if (why := why_alone(head))}):
+        log.info("%s: each such job runs alone", why)
     log.info("%d group%s%s", len(groups), "s" * (len(groups) != 1), f", kept apart by {told(values)}" if values else "")
     parts = [
         [jobs[index] for index in members[start : start + (most or len(members))]]

@@ -1,7 +1,7 @@
 """The data module: tasks, their rows, tokens and batches for one run."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 
 from lightning import LightningDataModule
@@ -194,6 +194,12 @@ class TaskDataModule(_Served):
     def longest(self) -> int:
         """Tokens of the longest text."""
         return max(row.length for split in self._rows.values() for row in split)
+
+    def with_rows(self, rows: Mapping[str, list[Encoded]], tasks: Sequence[Task]) -> "TaskDataModule":
+        """The same data, but for these splits' rows, and for what its tasks add to them."""
+        other = self.in_order(self.order_seed)
+        other._rows, other.tasks = self._rows | dict(rows), list(tasks)
+        return other
 
     def in_order(self, order_seed: int) -> "TaskDataModule":
         """The same rows, gone through in another order."""

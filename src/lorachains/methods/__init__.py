@@ -1,7 +1,9 @@
 """One LightningModule for each paper."""
 
 from lorachains.methods.cola import Cola
+from lorachains.methods.full import Full
 from lorachains.methods.lora import Lora
 from lorachains.methods.method import Method
+from lorachains.methods.zero_shot import Icl, ZeroShot
 
-__all__ = ["Cola", "Lora", "Method"]
+__all__ = ["Cola", "Full", "Icl", "Lora", "Method", "ZeroShot"]

@@ -68,6 +68,13 @@ class Method(L.LightningModule):
 
     # -- what a method overrides ---------------------------------------------------------------------------------------
 
+    trains = False
+    """Whether there is anything to fit."""
+
+    def reads(self, data: RunsDataModule) -> RunsDataModule:
+        """The runs' data as the method puts it to the model."""
+        return data
+
     def route(self, batch: TokenBatch) -> None:
         """Sets the route for a forward pass over the batch."""
 
@@ -116,13 +123,15 @@ class Method(L.LightningModule):
 
     def remedy(self, run: int) -> str:
         """What to do where a run's losses aren't finite."""
-        return ""
+        return "the model as it is gives that; choose another model.name, or model.dtype=float32"
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         share = Share(self.trainer.global_rank, self.trainer.world_size)
         self.data.serve(self.serving, not packs(self.model), share)
+        for run in self.data.runs:
+            run.check_fits(getattr(self.model.config, "max_position_embeddings", None))
 
     def cpu(self) -> "Method":
         """Does nothing: Lightning would move the model away after each fit or test, and from under its graphs."""

@@ -134,6 +134,7 @@ class Passes:
     def _generate(self, batch: EvalBatch) -> list[str]:
         method = self.method
         if self._generator is None:
-            self._generator = generator(method.base, method.routing, self.replayed, method.data.stop)
+            graphs = self.replayed or not method.trains  # else what decoding reads moves and changes
+            self._generator = generator(method.base, method.routing, graphs, method.data.stop)
         most = method.data.runs[0].max_new_tokens
         return generate(self._generator, method.base.tokenizer, batch.prompts, most, batch.adapters)

@@ -50,6 +50,8 @@ class Trained(Method):
 
     # -- what a method overrides ---------------------------------------------------------------------------------------
 
+    trains = True
+
     def losses(self, batch: TokenBatch) -> dict[str, Float[Tensor, " experts"]]:
         tokens = answer_losses(self.model, batch)
         return {"lm": mean_per_group(tokens, batch.served, self.serving.bank, batch.targets)}
@@ -90,8 +92,6 @@ class Trained(Method):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        for run in self.data.runs:
-            run.check_fits(getattr(self.model.config, "max_position_embeddings", None))
         self.model.train()  # `from_pretrained` leaves it in evaluation mode, and so would Lightning: without dropout
         settings = self.model.config.to_dict()  # some architectures have functions for dropout, and no modules
         self._dropout = any(value for name, value in settings.items() if "drop" in name) or any(
@@ -123,6 +123,7 @@ class Trained(Method):
         self.journal.note("train/lr", lambda: self._rates_at[step])
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        self._gradient: tuple[Tensor, ...]
         terms, self._gradient = self.passes.train(batch)
         total = torch.stack(list(terms.values())).sum(0)
         self.journal.note("train/loss", lambda: add_up(total))
@@ -134,6 +135,7 @@ class Trained(Method):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Takes the gradient that `training_step` has computed along with the losses."""
         self.add_gradient(self._gradient, 1 / self.trainer.accumulate_grad_batches)
+        self._gradient = ()  # as large as what is trained
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for parameter in self.trained:
