@@ -16,7 +16,7 @@ from torch import Tensor
 from lorachains.config import conf_dir
 from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.jobs import stack
-from lorachains.methods import Cola, Lora
+from lorachains.methods import Cola, Lora, Method
 from lorachains.models import LanguageModel, byte_tokenizer
 from lorachains.models.language_model import ready_to_train
 from lorachains.run_folder import RunFolder, resumable
@@ -44,13 +44,20 @@ def language_model(arch: str = "llama", dtype: torch.dtype = torch.float32, **fi
     return ready_to_train(tiny_model(arch, dtype, **fields), byte_tokenizer(), f"tiny-{arch}")
 
 
-def make_method(*overrides: str, base: LanguageModel | None = None, **fields: Any) -> Lora:
+def any_method(*overrides: str, base: LanguageModel | None = None, **fields: Any) -> Method:
     """The config's method over a random model.
 
     Args:
         fields: of the method, in place of the config's.
     """
     method = instantiate(settings(*overrides).method, base=base or language_model(), **fields)
+    assert isinstance(method, Method)
+    return method
+
+
+def make_method(*overrides: str, base: LanguageModel | None = None, **fields: Any) -> Lora:
+    """The same where it is LoRA or a kind of it."""
+    method = any_method(*overrides, base=base, **fields)
     assert isinstance(method, Lora)
     return method
 
@@ -110,7 +117,7 @@ def make_trainer(
 
 
 def fit(
-    method: Lora,
+    method: Method,
     *overrides: str,
     callbacks: Sequence[L.Callback] = (),
     logger: Logger | list[Log] | None = None,
@@ -131,13 +138,13 @@ def run(
     resume: bool = False,
     every: int = 1,
     data: dict[str, Any] | None = None,
-) -> Lora:
+) -> Method:
     """A whole session in `folder`, as `train.py` runs it: fit (or go on), test, save."""
     files = RunFolder(folder)
     files.begin({"overrides": list(overrides)}, resume, overwrite=False)
     checkpoint = resumable(files.checkpoint) if resume else None
     L.seed_everything(0, verbose=False)
-    method = make_method(*(o for o in overrides if not o.startswith("trainer.")), base=base)
+    method = any_method(*(o for o in overrides if not o.startswith("trainer.")), base=base)
     log = Log()
     module = RunsDataModule([make_data(method.base, **data or {})])
     session = Session(method, module, [files], [log], files.checkpoint, every)
@@ -150,7 +157,7 @@ def run(
     return method
 
 
-def cola(method: Lora) -> Cola:
+def cola(method: Method) -> Cola:
     """The method, which is COLA."""
     assert isinstance(method, Cola)
     return method
@@ -176,7 +183,8 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 
 def outcome(folder: Path) -> tuple[bytes, dict[str, Any], str]:
-    """What a finished run left: adapter, metrics that aren't times, predictions."""
+    """What a finished run left: adapter or model, metrics that aren't times, predictions."""
     files = RunFolder(folder)
     metrics = {k: v for k, v in files.read_metrics().items() if not k.endswith(TIMES)}
-    return (files.adapter / "adapter_model.safetensors").read_bytes(), metrics, files.predictions.read_text()
+    [learned] = [*files.adapter.glob("*.safetensors"), *files.model.glob("*.safetensors")]
+    return learned.read_bytes(), metrics, files.predictions.read_text()

@@ -90,9 +90,8 @@ def _read(folder: RunFolder) -> Run:
     metrics = folder.read_metrics()
     if "run/seconds" not in metrics:
         raise LorachainsError("metrics.json has no run/seconds")
-    method = re.sub(
-        r"(?<=.)(?=[A-Z])", "_", config.method["_target_"].rsplit(".", 1)[-1]
-    ).lower()  # ZeroShot: zero_shot
+    kind = config.method["_target_"].rsplit(".", 1)[-1]
+    method = re.sub(r"(?<=.)(?=[A-Z])", "_", kind).lower()  # ZeroShot is method=zero_shot
     tasks = config.data.tasks or [config.data.task]
     settings = flat(OmegaConf.to_container(config))
     return Run(config.model.get("name", "tiny").rsplit("/", 1)[-1], "+".join(tasks), method, settings, metrics)

@@ -87,7 +87,7 @@ def test_training_leaves_the_base_as_it_was_and_the_adapter_loads_back(
     before, mark = weights(base.model), fingerprint(base.model)
     trained = run(tmp_path / "run", *method, "optim.lr=0.05", "trainer.max_epochs=2", base=base, data={"train_size": 8})
     assert trained.trainer.global_step == 4
-    assert len(trained.chain.ranks) == len(method) - 1
+    assert trained.knots_tied == len(method) - 1
     assert fingerprint(base.model) == mark
     assert all(torch.equal(a, b) for a, b in zip(before, weights(base.model), strict=True))
 

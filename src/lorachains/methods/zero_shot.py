@@ -49,6 +49,7 @@ class Icl(ZeroShot):
 
     def reads(self, data: RunsDataModule) -> RunsDataModule:
         positions = getattr(self.model.config, "max_position_embeddings", None)
+        data.setup()
         [run] = data.runs
         run, self._mean = demonstrated(run, self.demonstrations, self.seeds[0], positions)
         return RunsDataModule([run])
