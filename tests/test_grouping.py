@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from lorachains.cli import settings_of
 from lorachains.config import conf_dir
-from lorachains.grouping import differing, group, told, why_apart
+from lorachains.grouping import differing, group, told, trunk, why_alone, why_apart
 from tests.runs import settings as composed
 
 
@@ -101,3 +101,13 @@ def test_jobs_that_merge_into_the_base_stay_apart() -> None:
     jobs = [settings_of(composed("method=cola", "knots.mode=merge", f"seed={seed}")) for seed in (0, 1)]
     chain_of_one = [settings_of(composed("method=lora", "knots.mode=merge", f"seed={seed}")) for seed in (0, 1)]
     assert group(jobs + chain_of_one) == [[0], [1], [2, 3]]
+
+
+@pytest.mark.parametrize("method", ["full", "zero_shot", "icl"])
+def test_jobs_without_adapters_stay_apart(method: str) -> None:
+    """And go on from no other job, nor another from them."""
+    alone = jobs([f"method={method}"], ["seed=0", "seed=1"])
+    assert group([*alone, job()]) == [[0], [1], [2]]
+    assert "has no adapters" in str(why_alone(alone[0]))
+    assert why_alone(job()) is None
+    assert trunk(job("method=cola"), alone) is trunk(alone[0], [job()]) is None

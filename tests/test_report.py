@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from lorachains.report import main, read_runs, spread
+from lorachains.report import main, read_runs, spread, table
 
 
 def finished(folder: Path, method: str, seed: int, lr: float, score: float) -> None:
@@ -43,6 +44,19 @@ def test_seeds_are_averaged_and_settings_are_not(tmp_path: Path, capsys: pytest.
             "1.0 ± 0.0",
         ],
     ]
+
+
+def test_methods_without_links_or_a_learning_rate(tmp_path: Path) -> None:
+    finished(tmp_path / "a", "ZeroShot", 0, 1e-3, 0.5)
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    del metrics["train/links"]
+    (tmp_path / "a" / "metrics.json").write_text(json.dumps(metrics))
+    config: Any = OmegaConf.load(tmp_path / "a" / "config.yaml")
+    del config["optim"]
+    OmegaConf.save(config, tmp_path / "a" / "config.yaml")
+    finished(tmp_path / "b", "Full", 0, 1e-5, 0.7)
+    rows = table(read_runs([tmp_path]))
+    assert [list(column.cells) for column in rows.columns][2:5] == [["full", "zero_shot"], ["", ""], ["1", ""]]
 
 
 def test_damaged_runs_are_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

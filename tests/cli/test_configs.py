@@ -19,6 +19,7 @@ STEPS = {
     "every": ["knots.n_steps=1"],
 }
 """What a schedule of knots needs to fit into two optimizer steps."""
+TRAIN_NOTHING = ("icl", "zero_shot")
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
 RUN_AS_THEY_ARE = {"peft", "knots", "logger", "method", "optim", "trainer"}
 
@@ -46,7 +47,7 @@ def test_two_steps(group: str, option: str, train: Train, tmp_path: Path) -> Non
     done = train(*chain, f"{place}={option}", "hydra.run.dir=run")
     assert done.code == 0, done.err
     metrics = RunFolder(tmp_path / "run").read_metrics()
-    assert metrics["train/optimizer_steps"] == 2
+    assert metrics["train/optimizer_steps"] == (0 if option in TRAIN_NOTHING else 2)
     if group == "knots" and option != "none":
         assert "knot 1 tied after optimizer step 1" in done.out
 

@@ -55,6 +55,9 @@ def error_line(err: str) -> str:
         (["method=cola", "knots=at_epochs", "knots.epochs=1"], "knots.epochs is 1"),
         (["method=cola", "knots.links=abc"], "knots.links is 'abc'"),
         (["method=cola", "knots.ranks=4"], "knots.ranks is 4"),
+        (["method=full", "model.dtype=bfloat16"], "loses small updates"),
+        (["method=icl", "method.demonstrations=-1"], "method.demonstrations is -1"),
+        (["method=icl", "data.max_length=99"], "not one demonstration fits"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

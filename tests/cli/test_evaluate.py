@@ -45,6 +45,29 @@ def test_a_run_its_adapter_and_its_base(train: Train, evaluate: Evaluate) -> Non
     assert evaluate("run=run", "split=val")[1]["val/loss"] == pytest.approx(kept["val/loss"])
 
 
+@pytest.mark.parametrize("method", ["full", "zero_shot", "icl"])
+def test_a_run_without_an_adapter(method: str, train: Train, evaluate: Evaluate) -> None:
+    """The weights that a run has trained, and the demonstrations that it has read."""
+    assert train("hydra.run.dir=run", f"method={method}", "optim.lr=0.01").code == 0
+    kept = json.loads(Path("run/metrics.json").read_text())
+    code, of_run, err = evaluate("run=run")
+    assert code == 0, err
+    assert of_run == pytest.approx({key: kept[key] for key in of_run}, rel=1e-6)
+    assert (evaluate(*TINY)[1]["test/loss"] == of_run["test/loss"]) == (method == "zero_shot")
+    if method == "full":
+        saved = ["model=hf", "model.name=run/model", "model.dtype=float32", *TINY[1:]]
+        assert evaluate(*saved)[1] == of_run
+
+
+def test_demonstrations_before_any_models_prompts(evaluate: Evaluate) -> None:
+    code, with_them, err = evaluate(*TINY, "demonstrations=2")
+    assert code == 0, err
+    assert with_them["test/loss"] != evaluate(*TINY)[1]["test/loss"]
+    code, _, err = evaluate(*TINY, "demonstrations=-2")
+    assert code == 1
+    assert "demonstrations is -2: give a whole number, 0 or more" in err
+
+
 def test_changes_to_the_runs_own_settings(train: Train, evaluate: Evaluate) -> None:
     assert train("hydra.run.dir=run").code == 0
     _, before, _ = evaluate("run=run")

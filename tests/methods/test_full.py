@@ -156,6 +156,18 @@ def test_mixed_precision_trains_float32_weights() -> None:
     assert not torch.equal(ends[0]["lm_head.weight"], ends[1]["lm_head.weight"])
 
 
+def test_answers_are_those_of_the_weights_also_where_training_is_mixed() -> None:
+    """Free ones too, from a cache of one precision."""
+    data = {"tasks": ["stub", "free"], "max_new_tokens": 4}
+    method = any_method(*FULL)
+    found = []
+    for precision in ("bf16-mixed", "32-true"):
+        trainer = make_trainer("+trainer.enable_progress_bar=false", f"+trainer.precision={precision}")
+        trainer.test(method, make_data(method.base, **data), verbose=False)
+        found.append(method.predictions["test"])
+    assert found[0] == found[1]
+
+
 def test_auto_precision_computes_as_the_weights_are_on_the_cpu() -> None:
     assert make_trainer("+trainer.precision=auto").precision == make_trainer().precision
 

@@ -1,8 +1,8 @@
 """Full fine-tuning, the paper's upper baseline (COLA, arXiv 2401.04151, §5.1 "Methods Compared"; App. A.1).
 
 All weights are trained, in float32: at its learning rates (1e-6 … 8e-5) an update is far below the step between two
-bfloat16 numbers, and would be lost. On a GPU they are master weights: `trainer.precision=auto` computes in bfloat16
-copies of them (automatic mixed precision), and keeps gradients, moments and updates in float32.
+bfloat16 numbers, and would be lost. On a GPU they are master weights: with `trainer.precision=auto` training computes
+in bfloat16 copies of them (automatic mixed precision), and keeps gradients, moments and updates in float32.
 """
 
 from collections.abc import Mapping, Sequence

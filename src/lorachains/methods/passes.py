@@ -113,9 +113,14 @@ class Passes:
         return terms, found[len(terms) :]
 
     def evaluate(self, batch: EvalBatch) -> tuple[Tensor, list[str]]:
-        """The loss of each candidate in nats a token, and the free answers."""
-        (losses,) = self._score(batch.scored) if self._evaluate is None else self._evaluate(batch.scored)
-        return candidate_losses(batch.scored, losses), self._generate(batch) if batch.prompts else []
+        """The loss of each candidate in nats a token, and the free answers.
+
+        In the precision of the weights, also where training is mixed: as `lorachains.evaluate` answers with what is
+        saved, and since keys and values of several precisions have no room in one static cache.
+        """
+        with torch.autocast(self.method.device.type, enabled=False):
+            (losses,) = self._score(batch.scored) if self._evaluate is None else self._evaluate(batch.scored)
+            return candidate_losses(batch.scored, losses), self._generate(batch) if batch.prompts else []
 
     def _forward_backward(self, batch: TokenBatch) -> tuple[Tensor, ...]:
         self.method.route(batch)
