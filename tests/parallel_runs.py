@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 
 from lorachains.data import RunsDataModule
 from lorachains.errors import LorachainsError
-from lorachains.methods import Lora
+from lorachains.methods import Lora, Method
 from lorachains.parallel import check_same, gathered, interleaved, writes
 from lorachains.run_folder import RunFolder, resumable
 from lorachains.session import Session
@@ -32,12 +32,15 @@ SCENARIOS: dict[str, list[str]] = {
     "an empty share": ["trainer.max_epochs=1"],
     "runs side by side": ["trainer.max_steps=5"],
     "an adapter for each task": ["trainer.max_steps=5"],
+    "all weights": ["method=full", "optim=sgd", "optim.lr=0.1", "trainer.max_steps=5", "trainer.gradient_clip_val=0.5"],
+    "nothing trained": ["method=icl", "method.demonstrations=2"],
 }  # fmt: skip
 DROPOUT = {"dropout": ["adapter.lora_dropout=0.3", "trainer.max_steps=3"]}
 """Equals no run on one device: each device drops numbers of its own."""
 DATA: dict[str, dict[str, Any]] = {
     "free answers": {"tasks": ["free", "stub"], "max_new_tokens": 4},
     "an adapter for each task": {"tasks": ["stub", "stub2", "stub3"]},  # a share may lack one
+    "nothing trained": {"max_length": 200},
     "an empty share": {"batch_size": 2},  # 27 rows: one is left for the last batch
 }
 METHOD: dict[str, dict[str, Any]] = {
@@ -73,7 +76,7 @@ class Seeds(L.Callback):
 
 def train(
     root: Path, scenario: str, *trainer: str, callbacks: Sequence[L.Callback] = (), resume: bool = False
-) -> Lora:  # fmt: skip
+) -> Method:  # fmt: skip
     """A whole run of the scenario in `root / scenario`, in float64."""
     more = METHOD.get(scenario, {})
     folders = [RunFolder(root / scenario / str(seed)) for seed in more.get("seed", [0])]
@@ -83,7 +86,7 @@ def train(
     overrides = (SCENARIOS | DROPOUT)[scenario]
     L.seed_everything(0, verbose=False)
     composed = settings(*overrides, *trainer)
-    method: Lora = instantiate(composed.method, base=language_model("llama", torch.float64), **more)
+    method: Method = instantiate(composed.method, base=language_model("llama", torch.float64), **more)
     logs = [Log() for _ in folders]
     data = [make_data(method.base, order_seed=i, **DATA.get(scenario, {})) for i in range(len(folders))]
     session = Session(method, RunsDataModule(data), folders, logs, folders[0].checkpoint, every=1)
@@ -109,8 +112,9 @@ def train_all(root: Path, scenarios: Iterable[str], *trainer: str) -> None:
         train(root, scenario, *trainer)
 
 
-def parts(method: Lora) -> list[float]:
+def parts(method: Method) -> list[float]:
     """How much of each targeted weight this process holds."""
+    assert isinstance(method, Lora)
     weights = [bank.base_layer.weight for bank in method.chain.banks.values()]
     return [local(weight).numel() / weight.numel() for weight in weights]
 

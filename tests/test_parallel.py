@@ -48,9 +48,9 @@ def two(runs: Path, accelerator: str) -> dict[str, Any]:
 
 
 def equal(ours: Path, theirs: Path) -> None:
-    """The same adapter by norm, and the same metrics and predictions to rounding."""
+    """The same adapter or model by norm, and the same metrics and predictions to rounding."""
     mine, their = RunFolder(ours), RunFolder(theirs)
-    for saved in their.path.rglob("adapter_model.safetensors"):
+    for saved in their.path.rglob("*.safetensors"):
         a, b = load_file(mine.path / saved.relative_to(their.path)), load_file(saved)
         assert a.keys() == b.keys()
         for key in a:
@@ -68,7 +68,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
 def _rows(folder: RunFolder) -> list[list[Any]]:
     """The predictions in their order, each without nesting."""
     rows = [json.loads(line) for line in folder.predictions.read_text().splitlines()]
-    return [[*row.pop("candidates"), *row.values()] for row in rows]
+    return [[*row.pop("candidates"), *row.pop("scores").values(), *row.values()] for row in rows]
 
 
 @pytest.mark.usefixtures("two")
@@ -94,7 +94,7 @@ def test_stopped_and_resumed(where: str, runs: Path) -> None:
 def test_what_the_processes_tell_each_other(two: dict[str, Any]) -> None:
     assert two["gathered"] == [0, 1]
     assert two["interleaved"] == ["a", "b", "c"]
-    assert "different adapters after step 7" in two["differing"]
+    assert "different weights after step 7" in two["differing"]
 
 
 def test_fsdp2_divides_the_weights(two: dict[str, Any]) -> None:

@@ -121,11 +121,11 @@ def check_same(tensors: Sequence[Tensor], when: str) -> None:
     sums = [repr(number) for tensor in tensors for number in _checksums(tensor)]
     if len(set(map(tuple, gathered(sums)))) > 1:
         raise LorachainsError(
-            f"the devices hold different adapters {when}: they have computed the same step differently; "
+            f"the devices hold different weights {when}: they have computed the same step differently; "
             "use devices of one kind, and the same library versions on all machines"
         )
 
 
 def _checksums(tensor: Tensor) -> list[float]:
-    rows = tensor.detach().flatten(1).double()
+    rows = tensor.detach().reshape(len(tensor), -1).double()
     return torch.cat([rows.sum(1), rows.norm(dim=1)]).tolist()

@@ -87,7 +87,7 @@ class Devices(DDPStrategy):
 
 
 class SameOnAllDevices(L.Callback):
-    """Checks after each knot and before each validation that all devices hold the same adapters, bit for bit.
+    """Checks after each knot and before each validation that all devices hold the same of what is trained, bit for bit.
 
     Raises:
         LorachainsError: they don't.

@@ -183,6 +183,13 @@ def test_several_runs_are_refused() -> None:
         any_method(*FULL, seed=[0, 1])
 
 
+def test_a_divided_base_is_refused() -> None:
+    method, trainer = any_method(*FULL), make_trainer("trainer.devices=2", "trainer.strategy=fsdp2")
+    method.trainer = trainer
+    with pytest.raises(LorachainsError, match="method=full has none: use ddp"):
+        method.setup("fit")
+
+
 def test_another_models_checkpoint_is_refused() -> None:
     state = any_method(*FULL, base=language_model("opt")).state_dict()
     with pytest.raises(LorachainsError, match="of another model than this run's"):
