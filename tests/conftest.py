@@ -17,6 +17,7 @@ _CHECKED = (
     "bank", "batch", "chain", "data.tokens", "graphs", "inject", "optim", "packing", "routing", "scoring",
     "theory.frank_wolfe", "theory.links", "theory.problems",
     "selection.trie",
+    "bank", "batch", "chain", "data.tokens", "graphs", "inject", "optim", "packing", "routing", "scoring", "spectra",
 )  # fmt: skip
 install_import_hook([f"lorachains.{module}" for module in _CHECKED], "beartype.beartype")
 

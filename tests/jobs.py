@@ -83,6 +83,12 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in RunFolder(folder).predictions.read_text().splitlines()]
 
 
+def links(folder: Path) -> list[dict[str, Any]]:
+    """What is told of the links of a run's chain; nothing without one."""
+    path = RunFolder(folder).knots
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def close(ours: Any, theirs: Any, tolerance: float) -> bool:
     """Whether two structures are the same but for their numbers, which may differ by so much relatively."""
     match ours, theirs:
@@ -98,7 +104,7 @@ def close(ours: Any, theirs: Any, tolerance: float) -> bool:
 
 
 def same(folder: Path, other: Path, tolerance: float) -> bool:
-    """Whether two runs have left the same adapter, metrics, log and predictions."""
+    """Whether two runs have left the same adapter, metrics, log, predictions and links."""
     return distance(folder, other) <= tolerance and all(
-        close(read(folder), read(other), tolerance) for read in (metrics, logged, predictions)
+        close(read(folder), read(other), tolerance) for read in (metrics, logged, predictions, links)
     )

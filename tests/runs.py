@@ -182,9 +182,10 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def outcome(folder: Path) -> tuple[bytes, dict[str, Any], str]:
-    """What a finished run left: adapter or model, metrics that aren't times, predictions."""
+def outcome(folder: Path) -> tuple[bytes, dict[str, Any], str, str]:
+    """What a finished run left: adapter or model, metrics that aren't times, predictions, and links of a chain."""
     files = RunFolder(folder)
     metrics = {k: v for k, v in files.read_metrics().items() if not k.endswith(TIMES)}
     [learned] = [*files.adapter.glob("*.safetensors"), *files.model.glob("*.safetensors")]
-    return learned.read_bytes(), metrics, files.predictions.read_text()
+    links = files.knots.read_text() if files.knots.is_file() else ""
+    return learned.read_bytes(), metrics, files.predictions.read_text(), links

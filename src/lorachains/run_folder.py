@@ -41,6 +41,10 @@ class RunFolder:
         return self.path / "predictions.jsonl"
 
     @property
+    def knots(self) -> Path:
+        return self.path / "knots.jsonl"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 
@@ -81,7 +85,7 @@ class RunFolder:
                 "(hydra.sweep.dir in a multirun)"
             )
         if overwrite and not resume:
-            for old in (self.metrics, self.predictions, self.config):
+            for old in (self.metrics, self.predictions, self.knots, self.config):
                 old.unlink(missing_ok=True)
             for old in (self.adapter, self.adapters, self.model, self.checkpoint.parent, self.path / "csv"):
                 shutil.rmtree(old, ignore_errors=True)
@@ -112,6 +116,10 @@ class RunFolder:
     def write_predictions(self, predictions: Iterable[Prediction]) -> None:
         """Writes the test set's predictions, a JSON object a line."""
         write_whole(self.predictions, "".join(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in predictions))
+
+    def write_knots(self, links: Iterable[Mapping[str, Any]]) -> None:
+        """Writes what is told of the links of a chain, a JSON object a line."""
+        _write_whole(self.knots, "".join(json.dumps(link) + "\n" for link in links))
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         before, now = (flat(OmegaConf.to_container(OmegaConf.load(self.config))), flat(settings))

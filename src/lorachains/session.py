@@ -63,6 +63,7 @@ class Session:
         """
         best = self.method.best
         figures = self.method.figures()  # not the best epoch's
+        self.method.conclude()
         last = self._test()
         each, end = len(self.method.names), self.trainer.global_step
         at_end = [all(b.step == end for b in best.best[i * each : (i + 1) * each]) for i in range(len(self.folders))]

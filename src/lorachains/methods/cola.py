@@ -1,7 +1,8 @@
 """COLA: Chain of LoRA, residual learning (arXiv 2401.04151; Algorithm 1).
 
-LoRA, but at scheduled optimizer steps a callback ties a knot: the link joins the ledger (or the weights), a fresh link
-extends the chain, and the optimizer forgets everything. Until the first knot a COLA run is the LoRA run.
+LoRA, but at scheduled optimizer steps, or where the loss stops improving, a callback ties a knot: the link joins the
+ledger (or the weights), a fresh link extends the chain, and the optimizer forgets everything. Until the first knot a
+COLA run is the LoRA run.
 
 On purpose other than the paper: the default keeps tied links as frozen factors, since adding them to bfloat16 weights
 loses most of what later links learn; `knots.mode=merge` is the paper's way.
@@ -17,8 +18,13 @@ from torch import Tensor
 from lorachains.batch import TokenBatch
 from lorachains.errors import LorachainsError
 from lorachains.knots import DRIFT_TOLERANCE, Knots
+from lorachains.methods.late import Late
+from lorachains.methods.links import all_links, of_link, scalars
 from lorachains.methods.lora import Lora
 from lorachains.optim import Optim, forget
+from lorachains.parallel import add_up, writes
+from lorachains.plateau import LAG, Plateau, Watch
+from lorachains.run_folder import RunFolder
 from lorachains.scoring import answer_logits
 
 log = logging.getLogger(__name__)
@@ -31,14 +37,21 @@ class Cola(Lora):
         knots: the schedule, and how a knot is tied.
         others: see `Lora`.
 
+    Attributes:
+        plan: the optimizer steps after which knots are tied, as far as they are known.
+
     Raises:
-        LorachainsError: the links can't be merged into this base.
+        LorachainsError: the links can't be merged into this base, or several runs are to tie knots by their losses.
     """
 
     def __init__(self, *args: Any, knots: Knots, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.knots = knots
         self.plan: list[int] = []
+        self._watch = Watch(knots) if isinstance(knots, Plateau) and knots.links > 1 else None
+        self._losses = Late(LAG)
+        if self._watch is not None and len(self.seeds) > 1:
+            raise LorachainsError("knots=plateau ties each run's knots at moments of their own: train the runs apart")
         if knots.mode == "merge":
             self.chain.check_mergeable()
         if knots.ranks:
@@ -58,9 +71,32 @@ class Cola(Lora):
     def lay_plan(self) -> None:
         """Settles when knots are tied, and makes room for their links where passes are replayed."""
         self.plan = self.knots.plan(self.total_steps, self.steps_per_epoch)
+        most = len(self.plan) + 1
+        if self._watch is None:
+            log.info("%d knots, after optimizer steps %s of %d", len(self.plan), self.plan, self.total_steps)
+        else:
+            self.plan, most = list(self.chain.knots), self._watch.knots.links
+            log.info("up to %d knots, where the training loss stops improving", most - 1)
         if self.passes.replayed and self.knots.mode == "ledger":
-            ranks = self.knots.ranks or [self.chain.config.r] * (len(self.plan) + 1)
+            ranks = self.knots.ranks or [self.chain.config.r] * most
             self.chain.reserve(sum(ranks[:-1]))
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self._watch is not None:
+            self._losses.note(add_up(loss.detach().clone()) / len(self.names))
+        return loss
+
+    def knot_due(self) -> bool:
+        """Whether a knot is to be tied before the next batch."""
+        step, tied = self.trainer.global_step, len(self.chain.knots)
+        if self._watch is not None:
+            self._losses.close(step)
+            for loss in self._losses.arrived(step):
+                self._watch.see(loss)
+            if self._watch.due(step, self.total_steps):
+                self.plan.append(step)
+        return tied < len(self.plan) and step == self.plan[tied]
 
     def tie_knot(self, probe: TokenBatch) -> None:
         """Ties the live link, extends the chain and forgets the optimizer's state.
@@ -78,6 +114,9 @@ class Cola(Lora):
         self._extend(self.knots.ranks[link] if self.knots.ranks else self.chain.config.r)
         forget(self.trainer.optimizers[0], self.fresh_optimizer())
         after = self._probe_logits(probe)
+        if self._watch is not None:
+            self._watch.tied(self.trainer.global_step)
+            self.plan_rates()
         self._report(link, self._drifts(probe, before, after), lost)
 
     def _drifts(self, probe: TokenBatch, before: Tensor, after: Tensor) -> list[float]:
@@ -108,7 +147,8 @@ class Cola(Lora):
     def _report(self, link: int, drifts: list[float], lost: float) -> None:
         step = self.trainer.global_step
         for run, drift in enumerate(drifts):
-            self.journal.log(run, {"knot/link": link, "knot/drift": drift, "knot/merge_loss": lost})
+            knot = {"knot/link": link, "knot/drift": drift, "knot/merge_loss": lost}
+            self.journal.log(run, knot | scalars(of_link(self, run, link - 1)))
         log.info(
             "knot %d tied after optimizer step %d (%s): logits moved by %.1e; link %d begins with rank %d",
             link, step, self.knots.mode, max(drifts), link + 1, self.chain.rank,
@@ -133,15 +173,37 @@ class Cola(Lora):
                 )
                 self.stop_run(run, LorachainsError(why))
 
+    # -- what is kept --------------------------------------------------------------------------------------------------
+
+    def conclude(self) -> None:
+        self._links = [all_links(self, run) for run in range(len(self.seeds))]
+
+    def save(self, run: int, folder: RunFolder) -> dict[str, float]:
+        """Writes a run's adapters and `knots.jsonl`; `knot/…` of its metrics is of the last link as training ended."""
+        links = self._links[run]
+        if writes():
+            folder.write_knots(links)
+        return super().save(run, folder) | scalars(links[-len(self.names) :])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self._watch is not None:
+            self._losses.close(self.trainer.global_step)
+            checkpoint["watch"], checkpoint["losses"] = self._watch.state(), self._losses.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self._watch is not None:
+            self._watch.load(checkpoint["watch"])
+            self._losses.load(checkpoint["losses"])
+
 
 class TieKnots(L.Callback):
     """Ties each knot of the plan once, before the first batch that follows the knot's optimizer step."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Cola) -> None:  # type: ignore[override]
         pl_module.lay_plan()
-        log.info("%d knots, after optimizer steps %s of %d", len(pl_module.plan), pl_module.plan, pl_module.total_steps)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Cola, batch: TokenBatch, batch_idx: int) -> None:  # type: ignore[override]
-        chain = pl_module.chain
-        if len(chain.knots) < len(pl_module.plan) and trainer.global_step == pl_module.plan[len(chain.knots)]:
+        if pl_module.knot_due():
             pl_module.tie_knot(batch)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lorachains.methods.late import Sent
+
 if TYPE_CHECKING:
     from lorachains.methods.method import Method
 
@@ -31,7 +33,7 @@ class Journal:
         self.history: list[tuple[int, dict[str, float], int]] = []
         self._steps = 0
         self._noted: dict[str, Callable[[], Tensor]] = {}
-        self._waiting: tuple[int, list[str], Tensor, torch.cuda.Event | None] | None = None
+        self._waiting: tuple[int, list[str], Sent] | None = None
 
     def begin(self) -> None:
         """To be called when training begins, or goes on: an optimizer step done before is not logged again."""
@@ -53,13 +55,11 @@ class Journal:
         """Logs what is on its way to the host."""
         if self._waiting is None:
             return
-        step, names, values, event = self._waiting
+        step, names, sent = self._waiting
         self._waiting = None
-        if event is not None:
-            event.synchronize()
-        for name, rows in zip(names, values.tolist(), strict=True):
+        adapters, rows_of = self.method.names, dict(zip(names, sent.tolist(), strict=True))
+        for name, rows in rows_of.items():
             self.shown[name] = sum(rows) / len(rows)
-        adapters, rows_of = self.method.names, dict(zip(names, values.tolist(), strict=True))
         for run in range(len(self.method.seeds)):
             first = run * len(adapters)
             if len(adapters) == 1:
@@ -93,11 +93,4 @@ class Journal:
 
     def _send(self, step: int) -> None:
         names = list(self._noted)
-        values = torch.stack([self._noted[name]().double() for name in names])
-        if values.device.type != "cuda":
-            self._waiting = step, names, values, None
-            return
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._waiting = step, names, host, event
+        self._waiting = step, names, Sent(torch.stack([self._noted[name]().double() for name in names]))

@@ -117,6 +117,9 @@ class Method(L.LightningModule):
         """What is told of each run's size in its metrics."""
         return {}
 
+    def conclude(self) -> None:
+        """Takes down what is told of the end of training, before the best epochs are brought back."""
+
     def save(self, run: int, folder: RunFolder) -> dict[str, float]:
         """Writes what a run has learned, in one process of several; returns metrics of what it wrote."""
         return {}

@@ -1,0 +1,96 @@
+"""What a link is made of: norm, spectrum and subspaces of a low-rank update `ΔW = B A`, which is never multiplied out.
+
+With the QR decompositions `B = Q_B R_B` and `Aᵀ = Q_A R_A`, the singular values of `B A` are those of the small core
+`R_B R_Aᵀ`. All is computed in float64 on the CPU.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorachains.bank import LoraBank
+
+
+def singular_values(b: Float[Tensor, "out rank"], a: Float[Tensor, "rank in"]) -> Float[Tensor, " least"]:
+    """Those of `B A`, descending: as many as the least of its sides and its rank."""
+    r_b, r_a = torch.linalg.qr(b.double(), mode="r").R, torch.linalg.qr(a.double().mT, mode="r").R
+    return torch.linalg.svdvals(r_b @ r_a.mT)
+
+
+def effective_rank(values: Float[Tensor, " n"]) -> float:
+    """`exp(H(p))` of the singular values divided by their sum, H in nats (Roy and Vetterli 2007, EUSIPCO).
+
+    From 1, of a matrix of rank 1, to n, where all are equal; 0 of a zero matrix, for which it isn't defined.
+    """
+    total = float(values.sum())
+    return float(torch.special.entr(values / total).sum().exp()) if total else 0.0
+
+
+def overlap(x: Float[Tensor, "n columns"], y: Float[Tensor, "n others"]) -> float:
+    """The mean of `cos²` over the principal angles between two column spaces.
+
+    1 where one lies within the other, 0 where they are orthogonal (or one is zero); two random ones of dimensions k and
+    l have max(k, l) / n on average.
+    """
+    one, two = basis(x), basis(y)
+    angles = min(one.shape[1], two.shape[1])
+    return float((one.mT @ two).square().sum()) / angles if angles else 0.0
+
+
+def basis(x: Float[Tensor, "n columns"]) -> Float[Tensor, "n dimension"]:
+    """An orthonormal basis of the column space; directions below the rounding of `x`'s own precision are left out."""
+    q, r = torch.linalg.qr(x.double())
+    u, s, _ = torch.linalg.svd(r, full_matrices=False)
+    return q @ u[:, s > max(x.shape) * torch.finfo(x.dtype).eps * s.max()]
+
+
+@dataclass(frozen=True)
+class LayerLink:
+    """A link of one layer, and the chain up to it; of the weights, not of biases.
+
+    Attributes:
+        norm: `‖ΔW‖` (Frobenius) of the link.
+        chain_norm: of all links up to it.
+        effective_rank: of all links up to it.
+        singular_values: of all links up to it.
+        overlap_A, overlap_B: of the link's `A` (its rows), or `B` (its columns), with those of all links before
+            (`overlap`); `None` for the first.
+    """
+
+    norm: float
+    chain_norm: float
+    effective_rank: float
+    singular_values: list[float]
+    overlap_A: float | None
+    overlap_B: float | None
+
+
+def layer_link(bank: LoraBank, expert: int, start: int, end: int) -> LayerLink | None:
+    """A link of an adapter: the ranks `start` to `end` of the ledger and, behind it, the live link.
+
+    Returns:
+        `None` if it has numbers that aren't finite.
+    """
+    b, a = factors(bank, expert)
+    b, a = b[:, :end], a[:end]
+    if not (b.isfinite().all() and a.isfinite().all()):
+        return None
+    link, whole = singular_values(b[:, start:], a[start:]), singular_values(b, a)
+    return LayerLink(
+        float(link.norm()),
+        float(whole.norm()),
+        effective_rank(whole),
+        whole.tolist(),
+        overlap(a[start:].mT, a[:start].mT) if start else None,
+        overlap(b[:, start:], b[:, :start]) if start else None,
+    )
+
+
+def factors(bank: LoraBank, expert: int) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
+    """An adapter's `B`, times its scaling, and `A`: of the ledger and, behind it, of the live link, side by side."""
+    own = {name: tensor[expert].cpu() for name, tensor in bank.own_tensors().items()}
+    live = own["scaling"].expand(own["lora_A"].shape[0])
+    b = torch.cat([own["ledger_B"] * own["ledger_scale"], own["lora_B"] * live], dim=1)
+    return b, torch.cat([own["ledger_A"], own["lora_A"]])

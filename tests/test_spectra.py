@@ -1,0 +1,198 @@
+"""Links' norms, spectra and subspaces, against those of the updates multiplied out in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorachains.bank import LoraBank
+from lorachains.chain import Chain
+from lorachains.spectra import basis, effective_rank, factors, layer_link, overlap, singular_values
+from tests.adapters import config, randomise
+from tests.tiny import tiny_model
+
+
+def cosines(x: Tensor, y: Tensor) -> Tensor:
+    """Those of the principal angles, squared: what is left of either projector within the other."""
+    projectors = [m @ torch.linalg.pinv(m) for m in (x, y)]
+    least = min(x.shape[1], y.shape[1])
+    return torch.linalg.svdvals(projectors[0] @ projectors[1])[:least].square()
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("out", "rank", "inside"), [(12, 3, 9), (9, 3, 12), (5, 8, 7), (4, 9, 20), (6, 6, 6), (8, 1, 8)]
+)
+def test_singular_values_are_those_of_the_product(out: int, rank: int, inside: int) -> None:
+    b, a = drawn(out, rank), drawn(rank, inside, seed=1)
+    whole = torch.linalg.svdvals(b @ a)
+    ours = singular_values(b, a)
+    assert len(ours) == min(out, rank, inside)
+    assert torch.allclose(ours, whole[: len(ours)], rtol=1e-12, atol=1e-12)
+    assert whole[len(ours) :].sum() < 1e-12
+
+
+def test_singular_values_far_apart() -> None:
+    """Their squares would be below float64's rounding."""
+    b, a = drawn(20, 3) * torch.tensor([1.0, 1e-5, 1e-10]), drawn(3, 30, seed=1)
+    assert torch.allclose(singular_values(b, a), torch.linalg.svdvals(b @ a)[:3], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [([3.0], 1), ([2.0] * 5, 5), ([1.0, 0.0, 0.0], 1), ([0.0, 0.0], 0), ([1.0, 1.0, 0.0], 2)],
+)
+def test_effective_rank_of_plain_cases(values: list[float], rank: float) -> None:
+    assert effective_rank(torch.tensor(values)) == pytest.approx(rank)
+
+
+def test_effective_rank_is_the_formula_and_knows_no_scale() -> None:
+    values = drawn(7).abs()
+    p = [float(v) / float(values.sum()) for v in values]
+    expected = math.exp(-sum(x * math.log(x) for x in p))
+    assert effective_rank(values) == pytest.approx(expected)
+    assert effective_rank(1e-6 * values) == pytest.approx(expected)
+    assert 1 < expected < 7
+
+
+@pytest.mark.parametrize(("k", "l"), [(3, 3), (1, 5), (6, 2)])
+def test_overlap_is_the_mean_cosine_squared_of_the_principal_angles(k: int, l: int) -> None:  # noqa: E741
+    x, y = drawn(15, k), drawn(15, l, seed=1)
+    y[:, 0] += 3 * x[:, 0]
+    assert overlap(x, y) == pytest.approx(float(cosines(x, y).mean()))
+
+
+def test_overlap_of_plain_cases() -> None:
+    x = drawn(15, 4)
+    assert overlap(x, x @ drawn(4, 4, seed=1)) == pytest.approx(1)  # another basis
+    assert overlap(x[:, :2], x) == pytest.approx(1)  # one within the other
+    assert overlap(x, drawn(15, 15, seed=1)) == pytest.approx(1)  # within all there is
+    q = torch.linalg.qr(drawn(15, 8)).Q
+    assert overlap(q[:, :3], q[:, 3:]) == pytest.approx(0)
+    assert overlap(q[:, :4], q[:, 2:6]) == pytest.approx(0.5)  # two directions of four
+    assert overlap(x, torch.zeros_like(x)) == 0
+
+
+def test_overlap_of_random_spaces_is_by_chance() -> None:
+    found = [overlap(drawn(40, 3, seed=i), drawn(40, 8, seed=1000 + i)) for i in range(200)]
+    assert sum(found) / len(found) == pytest.approx(8 / 40, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_deficient_factor_counts_by_its_true_rank(dtype: torch.dtype) -> None:
+    """A copied column is no new direction, nor is one made by rounding."""
+    x = drawn(15, 3).to(dtype)
+    deficient = torch.cat([x, x[:, :1], x @ drawn(3, 2, seed=1).to(dtype)], dim=1)
+    assert basis(deficient).shape == (15, 3)
+    assert overlap(deficient, x) == pytest.approx(1)
+    assert overlap(deficient, drawn(15, 2, seed=2).to(dtype)) == pytest.approx(
+        overlap(x, drawn(15, 2, seed=2).to(dtype)), rel=1e-4
+    )
+
+
+def tied_chain(arch: str = "llama", experts: int = 2) -> Chain:
+    """Links of ranks 4, 2 and 3, of several scalings, the last one live; there is room in the ledger for more."""
+    chain = Chain(tiny_model(arch), config(arch, r=4), range(experts))
+    chain.reserve(11)
+    for link, rank in enumerate((2, 3), 1):
+        randomise(chain, link)
+        chain.tie(10 * link)
+        chain.extend(rank)
+    randomise(chain, 3)
+    return chain
+
+
+SLICES = [(0, 4), (4, 6), (6, 9)]
+
+
+def updates(bank: LoraBank, expert: int) -> list[Tensor]:
+    """Each link's ΔW in float64."""
+    ledger = bank.ledger_A[expert].double(), bank.ledger_B[expert].double(), bank.ledger_scale[expert].double()
+    tied = [ledger[1][:, i:j] @ torch.diag(ledger[2][i:j]) @ ledger[0][i:j] for i, j in SLICES[:2]]
+    live = bank.scaling[expert].double() * (bank.lora_B[expert].double() @ bank.lora_A[expert].double())
+    return [*tied, live.detach()]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_a_link_of_a_layer_is_that_of_its_update(arch: str) -> None:
+    chain = tied_chain(arch)
+    for bank in chain.banks.values():
+        for expert in range(2):
+            each = updates(bank, expert)
+            for link, (start, end) in enumerate(SLICES):
+                found, whole = layer_link(bank, expert, start, end), torch.stack(each[: link + 1]).sum(0)
+                assert found is not None
+                values = torch.linalg.svdvals(whole)
+                assert found.norm == pytest.approx(float(each[link].norm()), rel=1e-5)
+                assert found.chain_norm == pytest.approx(float(whole.norm()), rel=1e-5)
+                assert found.singular_values == pytest.approx(values[:end].tolist(), rel=1e-5)
+                assert found.effective_rank == pytest.approx(effective_rank(values[:end]), rel=1e-5)
+                assert (found.overlap_A is None) == (found.overlap_B is None) == (link == 0)
+
+
+def test_the_overlap_of_a_link_is_with_all_links_before() -> None:
+    """Row spaces for `A`, column spaces for `B`, here those of the updates, whose factors have full rank."""
+    for bank in tied_chain().banks.values():
+        first, second, third = updates(bank, 1)
+        found = layer_link(bank, 1, 6, 9)
+        assert found is not None
+        for ours, turned in ((found.overlap_B, False), (found.overlap_A, True)):
+            x, y, z = (u.mT if turned else u for u in (first, second, third))
+            spans = [torch.linalg.svd(m).U[:, :r] for m, r in ((torch.cat([x, y], 1), 6), (z, 3))]
+            assert ours == pytest.approx(float(cosines(*spans).mean()), rel=1e-4)
+
+
+def test_a_link_learned_twice_lies_within_the_first_and_doubles_it() -> None:
+    chain = Chain(tiny_model("llama"), config("llama", r=4))
+    randomise(chain, 1)
+    twin = {name: (bank.lora_A.data.clone(), bank.lora_B.data.clone()) for name, bank in chain.banks.items()}
+    chain.tie(1)
+    chain.extend()
+    for name, bank in chain.banks.items():
+        bank.lora_A.data, bank.lora_B.data = twin[name]
+        first, second = layer_link(bank, 0, 0, 4), layer_link(bank, 0, 4, 8)
+        assert first is not None
+        assert second is not None
+        assert (second.overlap_A, second.overlap_B) == pytest.approx((1, 1))
+        assert second.norm == pytest.approx(first.norm)
+        assert second.chain_norm == pytest.approx(2 * first.norm)
+        assert second.effective_rank == pytest.approx(first.effective_rank)
+        assert len(second.singular_values) == 8
+        assert second.singular_values[4:] == pytest.approx([0] * 4, abs=1e-6)
+
+
+def test_a_link_that_has_learned_nothing() -> None:
+    """`B` is zero: there is no update, and no column space that could lie within another."""
+    chain = Chain(tiny_model("llama"), config("llama", r=4))
+    bank = next(iter(chain.banks.values()))
+    found = layer_link(bank, 0, 0, 4)
+    assert found is not None
+    assert (found.norm, found.chain_norm, found.effective_rank) == (0, 0, 0)
+    chain.tie(1)
+    chain.extend()
+    found = layer_link(bank, 0, 4, 8)
+    assert found is not None
+    assert found.overlap_B == 0
+    assert found.overlap_A is not None
+    assert 0 < found.overlap_A < 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_diverged_link_has_no_numbers(bad: float) -> None:
+    chain = tied_chain()
+    bank = next(iter(chain.banks.values()))
+    bank.lora_B.data[1, 0, 0] = bad
+    assert layer_link(bank, 1, 6, 9) is None
+    assert layer_link(bank, 1, 4, 6) is not None  # a link before
+    assert layer_link(bank, 0, 6, 9) is not None  # another adapter
+
+
+def test_the_factors_are_the_whole_update() -> None:
+    for bank in tied_chain().banks.values():
+        b, a = factors(bank, 1)
+        assert torch.allclose((b.double() @ a.double()), torch.stack(updates(bank, 1)).sum(0), atol=1e-4)
+        assert b.shape[1] == 9  # without the empty room of the ledger
