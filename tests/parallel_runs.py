@@ -28,6 +28,10 @@ SCENARIOS: dict[str, list[str]] = {
     ],
     "ledger": [*KNOTS, "trainer.max_epochs=2"],
     "merge": [*KNOTS, "knots.mode=merge", "trainer.max_epochs=2"],
+    "plateau": [
+        "method=cola", "knots=plateau", "knots.patience=1", "knots.min_steps=1", "knots.min_improvement=0.0",
+        "trainer.max_epochs=2",
+    ],
     "free answers": ["trainer.max_steps=4"],
     "an empty share": ["trainer.max_epochs=1"],
     "runs side by side": ["trainer.max_steps=5"],

@@ -70,6 +70,7 @@ def given(*overrides: str) -> dict[str, Any]:
         (["method=cola", "seed=1"], 1),
         (["method=cola", "adapter.r=4"], None),
         (["method=cola", "knots=none"], None),
+        (["method=cola", "knots=plateau"], None),  # its first knot isn't known
         (["method=lora"], None),
     ],
 )

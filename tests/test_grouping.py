@@ -97,6 +97,15 @@ def test_no_jobs() -> None:
     assert differing([]) == {}
 
 
+def test_jobs_that_find_their_knots_by_their_losses_stay_apart() -> None:
+    plateau = ["method=cola", "knots=plateau"]
+    jobs = [settings_of(composed(*plateau, f"seed={seed}")) for seed in (0, 1)]
+    chain_of_one = [settings_of(composed(*plateau, "knots.links=1", f"seed={seed}")) for seed in (0, 1)]
+    assert group(jobs + chain_of_one) == [[0], [1], [2, 3]]
+    assert "knots=plateau" in str(why_alone(jobs[0]))
+    assert why_alone(chain_of_one[0]) is None
+
+
 def test_jobs_that_merge_into_the_base_stay_apart() -> None:
     jobs = [settings_of(composed("method=cola", "knots.mode=merge", f"seed={seed}")) for seed in (0, 1)]
     chain_of_one = [settings_of(composed("method=lora", "knots.mode=merge", f"seed={seed}")) for seed in (0, 1)]

@@ -79,6 +79,13 @@ def test_ddp(scenario: str, runs: Path) -> None:
 
 
 @pytest.mark.usefixtures("two")
+def test_all_devices_see_a_plateau(runs: Path) -> None:
+    """Each has a share of the loss only."""
+    metrics = RunFolder(runs / "ddp" / "plateau" / "0").read_metrics()
+    assert metrics["train/links"] > 1
+
+
+@pytest.mark.usefixtures("two")
 @pytest.mark.parametrize("scenario", SHARDED)
 def test_fsdp2(scenario: str, runs: Path) -> None:
     equal(runs / "fsdp2" / scenario / "0", runs / "one" / scenario / "0")
