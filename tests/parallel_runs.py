@@ -29,7 +29,7 @@ SCENARIOS: dict[str, list[str]] = {
     "ledger": [*KNOTS, "trainer.max_epochs=2"],
     "merge": [*KNOTS, "knots.mode=merge", "trainer.max_epochs=2"],
     "plateau": [
-        "method=cola", "knots=plateau", "knots.patience=1", "knots.min_steps=1", "knots.min_improvement=0.0",
+        "method=cola", "knots=plateau", "knots.patience=1", "knots.min_steps=1", "knots.decay=0.0",
         "trainer.max_epochs=2",
     ],
     "free answers": ["trainer.max_steps=4"],
