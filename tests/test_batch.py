@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -222,6 +223,7 @@ def branching(seed: int = 0) -> list[Tokens]:
     return [*texts, *texts_of((19, 2), seed=seed + 9)]
 
 
+WINDOW: dict[str, Any] = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 SHARED_BY = {"one adapter": None, "three": [0] * 4 + [2] * 4 + [1] * 5}
 shared_by = pytest.mark.parametrize("owners", SHARED_BY.values(), ids=SHARED_BY)
 
@@ -249,8 +251,7 @@ def test_texts_that_begin_differently_share_nothing() -> None:
 @pytest.mark.parametrize("arch", ["llama", "opt", "gpt2", "qwen2", "gemma3_text"])
 def test_sharing_beginnings_changes_no_loss(arch: str, owners: list[int] | None) -> None:
     """Also where a layer's window is shorter than the texts."""
-    window = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-    model = tiny_model(arch, torch.float64, **(window if arch == "gemma3_text" else {}))
+    model = tiny_model(arch, torch.float64, **(WINDOW if arch == "gemma3_text" else {}))
     chain = Chain(model, config(arch), range(1 if owners is None else 3))
     randomise(chain)
     losses = []
@@ -264,10 +265,10 @@ def test_sharing_beginnings_changes_no_loss(arch: str, owners: list[int] | None)
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("window", [None, 8])
-def test_sharing_beginnings_changes_no_loss_in_one_kernel(window: int | None) -> None:
-    layers = {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"]} if window else {}
-    model = tiny_model("gemma3_text" if window else "llama", torch.bfloat16, **layers).cuda()
+@pytest.mark.parametrize(("arch", "fields"), [("llama", {}), ("gemma3_text", WINDOW)])
+def test_sharing_beginnings_changes_no_loss_in_one_kernel(arch: str, fields: dict[str, Any]) -> None:
+    model: Any = tiny_model(arch, torch.bfloat16, **fields)
+    model.cuda()
     texts, losses = branching(), []
     for share in (False, True):
         batch = pack(texts, share=share).filled(64).to("cuda")

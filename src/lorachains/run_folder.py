@@ -119,7 +119,7 @@ class RunFolder:
 
     def write_knots(self, links: Iterable[Mapping[str, Any]]) -> None:
         """Writes what is told of the links of a chain, a JSON object a line."""
-        _write_whole(self.knots, "".join(json.dumps(link) + "\n" for link in links))
+        write_whole(self.knots, "".join(json.dumps(link) + "\n" for link in links))
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         before, now = (flat(OmegaConf.to_container(OmegaConf.load(self.config))), flat(settings))
