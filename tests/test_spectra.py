@@ -8,9 +8,11 @@ from torch import Tensor
 
 from lorachains.bank import LoraBank
 from lorachains.chain import Chain
-from lorachains.spectra import basis, effective_rank, factors, layer_link, overlap, singular_values
+from lorachains.spectra import basis, effective_rank, factors, layer_link, overlap, reduced, singular_values
 from tests.adapters import config, randomise
 from tests.tiny import tiny_model
+
+ROUNDING = 1e-12
 
 
 def cosines(x: Tensor, y: Tensor) -> Tensor:
@@ -63,35 +65,60 @@ def test_effective_rank_is_the_formula_and_knows_no_scale() -> None:
 def test_overlap_is_the_mean_cosine_squared_of_the_principal_angles(k: int, l: int) -> None:  # noqa: E741
     x, y = drawn(15, k), drawn(15, l, seed=1)
     y[:, 0] += 3 * x[:, 0]
-    assert overlap(x, y) == pytest.approx(float(cosines(x, y).mean()))
+    assert overlap(x, y, ROUNDING) == pytest.approx(float(cosines(x, y).mean()))
+
+
+@pytest.mark.parametrize(("k", "l"), [(3, 3), (6, 9), (15, 20)])
+def test_reduced_columns_stand_in_for_the_columns(k: int, l: int) -> None:  # noqa: E741
+    """Reduced together, to at most 15 rows."""
+    x, y = drawn(15, k), drawn(15, l, seed=1)
+    both = reduced(torch.cat([x, y], dim=1))
+    assert both.shape == (min(15, k + l), k + l)
+    assert torch.allclose(both.mT @ both, torch.cat([x, y], 1).mT @ torch.cat([x, y], 1))
+    assert overlap(both[:, :k], both[:, k:], ROUNDING) == pytest.approx(overlap(x, y, ROUNDING))
 
 
 def test_overlap_of_plain_cases() -> None:
     x = drawn(15, 4)
-    assert overlap(x, x @ drawn(4, 4, seed=1)) == pytest.approx(1)  # another basis
-    assert overlap(x[:, :2], x) == pytest.approx(1)  # one within the other
-    assert overlap(x, drawn(15, 15, seed=1)) == pytest.approx(1)  # within all there is
+    assert overlap(x, x @ drawn(4, 4, seed=1), ROUNDING) == pytest.approx(1)  # another basis
+    assert overlap(x[:, :2], x, ROUNDING) == pytest.approx(1)  # one within the other
+    assert overlap(x, drawn(15, 15, seed=1), ROUNDING) == pytest.approx(1)  # within all there is
     q = torch.linalg.qr(drawn(15, 8)).Q
-    assert overlap(q[:, :3], q[:, 3:]) == pytest.approx(0)
-    assert overlap(q[:, :4], q[:, 2:6]) == pytest.approx(0.5)  # two directions of four
-    assert overlap(x, torch.zeros_like(x)) == 0
+    assert overlap(q[:, :3], q[:, 3:], ROUNDING) == pytest.approx(0)
+    assert overlap(q[:, :4], q[:, 2:6], ROUNDING) == pytest.approx(0.5)  # two directions of four
+    assert overlap(x, torch.zeros_like(x), ROUNDING) == 0
 
 
 def test_overlap_of_random_spaces_is_by_chance() -> None:
-    found = [overlap(drawn(40, 3, seed=i), drawn(40, 8, seed=1000 + i)) for i in range(200)]
+    found = [overlap(drawn(40, 3, seed=i), drawn(40, 8, seed=1000 + i), ROUNDING) for i in range(200)]
     assert sum(found) / len(found) == pytest.approx(8 / 40, rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_deficient_factor_counts_by_its_true_rank(dtype: torch.dtype) -> None:
     """A copied column is no new direction, nor is one made by rounding."""
-    x = drawn(15, 3).to(dtype)
+    x, y = drawn(15, 3).to(dtype), drawn(15, 2, seed=2).to(dtype)
     deficient = torch.cat([x, x[:, :1], x @ drawn(3, 2, seed=1).to(dtype)], dim=1)
-    assert basis(deficient).shape == (15, 3)
-    assert overlap(deficient, x) == pytest.approx(1)
-    assert overlap(deficient, drawn(15, 2, seed=2).to(dtype)) == pytest.approx(
-        overlap(x, drawn(15, 2, seed=2).to(dtype)), rel=1e-4
-    )
+    rounding = 15 * torch.finfo(dtype).eps
+    assert basis(deficient, rounding).shape == (15, 3)
+    assert overlap(deficient, x, rounding) == pytest.approx(1)
+    assert overlap(deficient, y, rounding) == pytest.approx(overlap(x, y, rounding), rel=1e-4)
+
+
+def test_a_deficient_link_of_a_float32_bank_counts_by_its_true_rank() -> None:
+    """Its `A` holds two directions of the links before, and a third that is theirs but for rounding."""
+    for bank in tied_chain(experts=1).banks.values():
+        before, live = bank.ledger_A[0, :6], bank.lora_A.data[0]
+        live[1], live[2] = before[0] + before[1] / 3, before[2] * 0.7
+        found = layer_link(bank, 0, 6, 9)
+        assert found is not None
+        assert found.overlap_A == pytest.approx(float(cosines(live.mT.double(), before.mT.double()).mean()), rel=1e-5)
+        assert found.overlap_A < 0.9
+        live[0] = live[1] / 7 + live[2] / 3
+        assert torch.linalg.matrix_rank(live.double()) == 3  # rounding makes the third
+        within = layer_link(bank, 0, 6, 9)
+        assert within is not None
+        assert within.overlap_A == pytest.approx(1, rel=1e-5)
 
 
 def tied_chain(arch: str = "llama", experts: int = 2) -> Chain:

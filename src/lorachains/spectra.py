@@ -1,7 +1,8 @@
 """What a link is made of: norm, spectrum and subspaces of a low-rank update `ΔW = B A`, which is never multiplied out.
 
-With the QR decompositions `B = Q_B R_B` and `Aᵀ = Q_A R_A`, the singular values of `B A` are those of the small core
-`R_B R_Aᵀ`. All is computed in float64 on the CPU.
+With the QR decompositions `B = Q_B R_B` and `Aᵀ = Q_A R_A`, the singular values of `B A` are those of `R_B R_Aᵀ`, and
+angles between columns are those between columns of `R`: the small `R` stand in for `B` and `Aᵀ`. All is computed in
+float64 on the CPU.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,7 @@ from lorachains.bank import LoraBank
 
 def singular_values(b: Float[Tensor, "out rank"], a: Float[Tensor, "rank in"]) -> Float[Tensor, " least"]:
     """Those of `B A`, descending: as many as the least of its sides and its rank."""
-    r_b, r_a = torch.linalg.qr(b.double(), mode="r").R, torch.linalg.qr(a.double().mT, mode="r").R
-    return torch.linalg.svdvals(r_b @ r_a.mT)
+    return torch.linalg.svdvals(reduced(b) @ reduced(a.mT).mT)
 
 
 def effective_rank(values: Float[Tensor, " n"]) -> float:
@@ -28,22 +28,33 @@ def effective_rank(values: Float[Tensor, " n"]) -> float:
     return float(torch.special.entr(values / total).sum().exp()) if total else 0.0
 
 
-def overlap(x: Float[Tensor, "n columns"], y: Float[Tensor, "n others"]) -> float:
+def overlap(x: Float[Tensor, "n columns"], y: Float[Tensor, "n others"], rounding: float) -> float:
     """The mean of `cos²` over the principal angles between two column spaces.
 
     1 where one lies within the other, 0 where they are orthogonal (or one is zero); two random ones of dimensions k and
     l have max(k, l) / n on average.
+
+    Args:
+        rounding: see `basis`.
     """
-    one, two = basis(x), basis(y)
+    one, two = basis(x, rounding), basis(y, rounding)
     angles = min(one.shape[1], two.shape[1])
     return float((one.mT @ two).square().sum()) / angles if angles else 0.0
 
 
-def basis(x: Float[Tensor, "n columns"]) -> Float[Tensor, "n dimension"]:
-    """An orthonormal basis of the column space; directions below the rounding of `x`'s own precision are left out."""
-    q, r = torch.linalg.qr(x.double())
-    u, s, _ = torch.linalg.svd(r, full_matrices=False)
-    return q @ u[:, s > max(x.shape) * torch.finfo(x.dtype).eps * s.max()]
+def basis(x: Float[Tensor, "n columns"], rounding: float) -> Float[Tensor, "n dimension"]:
+    """An orthonormal basis of the column space.
+
+    Args:
+        rounding: directions with so small a share of the largest singular value are taken for rounding.
+    """
+    u, s, _ = torch.linalg.svd(x.double(), full_matrices=False)
+    return u[:, s > rounding * s.max()]
+
+
+def reduced(x: Float[Tensor, "n columns"]) -> Float[Tensor, "least columns"]:
+    """`x` but for a rotation of its columns, in as few rows as they need: `R` of its QR decomposition."""
+    return torch.linalg.qr(x.double(), mode="r").R
 
 
 @dataclass(frozen=True)
@@ -77,14 +88,16 @@ def layer_link(bank: LoraBank, expert: int, start: int, end: int) -> LayerLink |
     b, a = b[:, :end], a[:end]
     if not (b.isfinite().all() and a.isfinite().all()):
         return None
+    rounding = torch.finfo(b.dtype).eps * max(bank.out_features, bank.in_features)
+    b, a = reduced(b), reduced(a.mT).mT
     link, whole = singular_values(b[:, start:], a[start:]), singular_values(b, a)
     return LayerLink(
         float(link.norm()),
         float(whole.norm()),
         effective_rank(whole),
         whole.tolist(),
-        overlap(a[start:].mT, a[:start].mT) if start else None,
-        overlap(b[:, start:], b[:, :start]) if start else None,
+        overlap(a[start:].mT, a[:start].mT, rounding) if start else None,
+        overlap(b[:, start:], b[:, :start], rounding) if start else None,
     )
 
 
