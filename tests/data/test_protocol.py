@@ -80,6 +80,17 @@ def test_paper_protocol_on_official_files(data_root: Path, name: str) -> None:
     assert (len(splits.train), len(splits.val), len(splits.test)) == expected[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("rte", (50, 500, 50)), ("rte", (100, 500, 100)), ("wic", (5000, 400, 638)), ("sst2", (5000, 500, 872))],
+)
+def test_low_and_large_data(data_root: Path, name: str, sizes: tuple[int, int, int]) -> None:
+    """COLA App. A.2 and A.3. What the test set has is less than the 1000 asked for with 5000."""
+    train, val, test = sizes
+    _, splits = SuperGlue(str(data_root)).load(name, Sizes(train, val, test if test <= 100 else 1000), seed=0)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == sizes
+
+
 @pytest.mark.parametrize("name", ["multirc", "squad", "drop"])
 def test_official_passages_stay_in_one_split(data_root: Path, name: str) -> None:
     _, splits = SuperGlue(str(data_root)).load(name, _PAPER, seed=0)

@@ -141,23 +141,22 @@ def test_after_a_knot_nothing_is_left_of_the_optimizer(monkeypatch: pytest.Monke
     assert adam.seen == [*range(1, 6), *range(1, 8), *range(1, 10)]
 
 
-@pytest.mark.parametrize("first", [False, True])
-def test_a_link_is_a_lora_run_of_its_own_on_the_merged_base(first: bool) -> None:
+@pytest.mark.parametrize(("optim", "first"), [("adamw", False), ("adamw", True), ("sgd", False), ("adagrad", False)])
+def test_a_link_is_a_lora_run_of_its_own_on_the_merged_base(optim: str, first: bool) -> None:
     """Constant rate, knot at 7: the second link equals a LoRA run over weights with the first one in them.
 
     That run begins from the second link's `A` and sees the batches of the second epoch on.
     """
     init = "first" if first else "fresh"
     states = States()
-    method = make_method(
-        *at(7), f"knots.init={init}", "optim.schedule=constant", base=language_model(dtype=torch.float64)
-    )
+    shared = ["optim.schedule=constant", f"optim={optim}"]
+    method = make_method(*at(7), f"knots.init={init}", *shared, base=language_model(dtype=torch.float64))
     fit(method, callbacks=[states])
     merged = language_model(dtype=torch.float64)
     for layer, bank in method.chain.banks.items():
         update = bank.ledger_B[0] @ torch.diag(bank.ledger_scale[0]) @ bank.ledger_A[0]
         merged.model.get_parameter(f"{layer}.weight").data += update
-    second = make_method("optim.schedule=constant", base=merged)
+    second = make_method(*shared, base=merged)
     fresh = make_method(*at(7), base=language_model(dtype=torch.float64))
     if not first:
         fresh.chain.tie(0)
