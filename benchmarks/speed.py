@@ -38,7 +38,7 @@ from lorachains.jobs import stack
 from lorachains.methods import Lora
 from lorachains.models import LanguageModel, fingerprint
 from lorachains.optim import AdapterRates
-from lorachains.peft_format import save_adapter
+from lorachains.transfer import save_adapter
 
 WINDOW = 20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

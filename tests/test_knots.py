@@ -61,7 +61,16 @@ def test_impossible_plans_say_what_to_do(knots: Knots, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"mode": "fold"}, {"lr": "decay"}, {"init": "zero"}, {"scaling": "r"}, {"ranks": [8, 0]}, {"warmup": -1}]
+    "fields",
+    [
+        {"mode": "fold"},
+        {"lr": "decay"},
+        {"init": "zero"},
+        {"scaling": "r"},
+        {"ranks": [8, 0]},
+        {"warmup": -1},
+        {"requantize": True},
+    ],
 )
 def test_bad_values_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(LorachainsError, match=f"knots.{next(iter(fields))}"):

@@ -45,7 +45,10 @@ class Chain:
         banks: the banks by layer name.
         layout: changes whenever a tensor that a forward pass reads has moved or has changed its shape.
         ranks: the ranks of the tied links.
-        knots: the number of optimizer steps done when each link was tied.
+        knots: the number of optimizer steps done when each link was tied; -1 where that isn't known (of a link taken
+            over).
+        inherited: how many of the tied links were taken over from another run.
+        requantize: whether links may be merged into quantised weights, which are quantised anew then.
 
     Raises:
         LorachainsError: the config asks for what a bank can't do, or targets nothing.
@@ -63,6 +66,8 @@ class Chain:
         self._reserved = 0
         self.ranks: list[int] = []
         self.knots: list[int] = []
+        self.inherited = 0
+        self.requantize = False
         self._merges = Merges(model, self.banks)
         self.extend()
 
@@ -128,10 +133,10 @@ class Chain:
         return torch.cat([gradient.flatten(1) for gradient in torch.autograd.grad(loss, self.parameters())], 1)
 
     def reserve(self, rank: int) -> None:
-        """Makes room in the ledgers for `rank` ranks in all: knots then leave all shapes and addresses as they are."""
-        self._reserved = rank
+        """Makes room in the ledgers for `rank` ranks of this run: knots then leave shapes and addresses as they are."""
+        self._reserved = sum(self.ranks[: self.inherited]) + rank
         for bank in self.banks.values():
-            bank.reserve(rank)
+            bank.reserve(self._reserved)
         self._notice_moves()
 
     def extend(self, rank: int | None = None, alpha_over: int | None = None, first: bool = False) -> None:
@@ -151,6 +156,22 @@ class Chain:
             draws = [draw_a(self.config.init_lora_weights, rank, bank.in_features, g) for g in generators]
             bank.extend(torch.stack(draws), scales)
         self.flatten()
+
+    @property
+    def knots_here(self) -> list[int]:
+        """`knots` of the links that this run has tied."""
+        return self.knots[self.inherited :]
+
+    def merge(self) -> None:
+        """Adds all links of the ledger to the weights.
+
+        Raises:
+            LorachainsError: they can't be merged into this base.
+        """
+        self.check_mergeable()
+        self._merges.keep_original()
+        for link in range(len(self.ranks)):
+            self._merges.add(link, self.ranks)
 
     def tie(self, step: int, mode: Mode = "ledger") -> float:
         """Ties a knot (§3.2): the live link goes into the ledger and, in merge mode, into the base weights as well.
@@ -181,7 +202,7 @@ class Chain:
 
     def check_mergeable(self) -> None:
         """Raises a LorachainsError that says why links can't be merged into this base, if they can't."""
-        self._merges.check(self.experts)
+        self._merges.check(self.experts, self.requantize)
 
     def rewind(self, links: int) -> None:
         """Goes back to the state right after the `links`-th knot, with a fresh live link whose `B` is zero."""
@@ -191,8 +212,7 @@ class Chain:
             bank.truncate(links, sum(self.ranks), self._reserved)
         if was_merged:
             self._merges.restore_original()
-            for link in range(links):
-                self._merges.add(link, self.ranks)
+            self.merge()
         self.extend()
 
     def live_link(self, expert: int) -> LiveLink:
@@ -234,6 +254,7 @@ class Chain:
         record = {
             "ranks": torch.tensor(self.ranks),
             "knots": torch.tensor(self.knots),
+            "inherited": torch.tensor(self.inherited),
             "merged": torch.tensor(self.merged),
         }
         return tensors | {f"chain.{k}": v for k, v in record.items()}
@@ -250,6 +271,7 @@ class Chain:
                 f"the checkpoint is of other layers than this run's: {sorted(differing)[0]} is in one only"
             )
         self.ranks, self.knots = state["chain.ranks"].tolist(), state["chain.knots"].tolist()
+        self.inherited = int(state["chain.inherited"])
         for name, bank in self.banks.items():
             for key in bank.own_tensors():
                 bank.take(key, state[f"{name}.{key}"])
@@ -257,9 +279,7 @@ class Chain:
         self.flatten()
         self._merges.restore_original()
         if bool(state["chain.merged"]):
-            self._merges.keep_original()
-            for link in range(len(self.ranks)):
-                self._merges.add(link, self.ranks)
+            self.merge()
 
     def _notice_moves(self) -> None:
         tensors = [t for bank in self.banks.values() for t in (*bank.parameters(False), *bank.buffers(False))]

@@ -87,6 +87,12 @@ def check_settings(cfg: DictConfig) -> None:
             raise LorachainsError(f"{key} is {cfg[key]!r}: give a whole number from {least} to {most}")
     if not isinstance(cfg.checkpoint_seconds, int | float) or not cfg.checkpoint_seconds >= 0:
         raise LorachainsError(f"checkpoint_seconds is {cfg.checkpoint_seconds!r}: give a number, 0 or more")
+    if cfg.start_from is not None and "start_from" not in cfg.method:
+        raise LorachainsError(
+            f"start_from is {cfg.start_from}, but {cfg.method._target_} trains no chain: leave it out"
+        )
+    if cfg.start_from is None and cfg.start_links is not None:
+        raise LorachainsError(f"start_links is {cfg.start_links!r}, but start_from names no chain: set it too")
     for key in ("resume", "overwrite"):
         if not isinstance(cfg[key], bool):
             raise LorachainsError(f"{key} is {cfg[key]!r}: give true or false")

@@ -29,6 +29,8 @@ class Knots:
         lr: "continue" leaves the schedule as it is over the whole run; "restart" runs it anew over each link;
             "rewarm" restarts it with a linear warm-up. The paper doesn't say which; "continue" is the least change.
         warmup: optimizer steps of the warm-up after a knot, with lr "rewarm".
+        requantize: whether "merge" may add links to quantised weights: they are dequantised, added to in float32 and
+            quantised anew, which loses most of a small update.
         tolerance: how far a knot may move the logits of the probe batch, `‖after − before‖ / ‖before‖`; by the
             precision of the base if not given (`DRIFT_TOLERANCE`).
 
@@ -42,6 +44,7 @@ class Knots:
     init: Literal["fresh", "first"] = "fresh"
     lr: Literal["continue", "restart", "rewarm"] = "continue"
     warmup: int = 10
+    requantize: bool = False
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +62,11 @@ class Knots:
             raise LorachainsError(f"knots.ranks is {list(self.ranks)}: give ranks of at least 1")
         if type(self.warmup) is not int or self.warmup < 0:
             raise LorachainsError(f"knots.warmup is {self.warmup!r}: give a number of optimizer steps, 0 or more")
+        if not isinstance(self.requantize, bool) or (self.requantize and self.mode != "merge"):
+            raise LorachainsError(
+                f"knots.requantize is {self.requantize!r} with knots.mode={self.mode}: give true with "
+                "knots.mode=merge only, or false"
+            )
         if self.tolerance is not None and not isinstance(self.tolerance, int | float):
             raise LorachainsError(f"knots.tolerance is {self.tolerance!r}: give a number, or null")
 

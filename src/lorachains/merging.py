@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from lorachains.bank import LoraBank
 from lorachains.errors import LorachainsError
+from lorachains.models.quantization import is_quantized, stored
 from lorachains.sharding import local, over_parts
 
 
@@ -20,10 +21,14 @@ class Merges:
 
     def __init__(self, model: PreTrainedModel, banks: Mapping[str, LoraBank]):
         self.model, self.banks = model, banks
-        self._original: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._original: dict[str, list[Tensor]] = {}
 
-    def check(self, experts: int) -> None:
-        """Raises a LorachainsError that says why links can't be merged into this base, if they can't."""
+    def check(self, experts: int, requantize: bool) -> None:
+        """Raises a LorachainsError that says why links can't be merged into this base, if they can't.
+
+        Args:
+            requantize: whether quantised weights may be quantised anew.
+        """
         remedy = "use knots.mode=ledger"
         if experts > 1:
             raise LorachainsError(f"knots.mode=merge with {experts} adapters, which share one base weight: {remedy}")
@@ -32,11 +37,13 @@ class Merges:
             for parameter in module.parameters(recurse=False):
                 owners[id(parameter)] = owners.get(id(parameter), 0) + 1
         for name, bank in self.banks.items():
-            why = bank.why_not_mergeable()
+            why = bank.why_not_mergeable(requantize)
             if why is None and owners[id(bank.base_layer.weight)] > 1:
                 why = "its weight is shared with another layer"
             if why:
                 raise LorachainsError(f"knots.mode=merge can't merge into {name}: {why}: {remedy}")
+        if requantize and not any(is_quantized(bank.base_layer) for bank in self.banks.values()):
+            raise LorachainsError("knots.requantize is true, but no weight is quantised: set it to false")
 
     def add(self, link: int, ranks: Sequence[int]) -> float:
         """Merges one link of the ledger, whose links have these ranks.
@@ -56,19 +63,19 @@ class Merges:
     def keep_original(self) -> None:
         """Copies the targeted weights to the host once, for an exact way back: a merge can't be subtracted again."""
         if not self._original:
-            for name, bank in self.banks.items():
-                bias = bank.base_layer.bias if bank.lora_bias is not None else None
-                self._original[name] = (
-                    local(bank.base_layer.weight.detach()).cpu().clone(),
-                    None if bias is None else local(bias.detach()).cpu().clone(),
-                )
+            self._original = {n: [t.detach().cpu().clone() for t in _parts(bank)] for n, bank in self.banks.items()}
 
     @torch.no_grad()
     def restore_original(self) -> None:
         """Takes all links out of the weights again."""
-        for name, (weight, bias) in self._original.items():
-            layer = self.banks[name].base_layer
-            local(layer.weight).copy_(weight)
-            if bias is not None:
-                local(layer.bias).copy_(bias)
+        for name, tensors in self._original.items():
+            for part, tensor in zip(_parts(self.banks[name]), tensors, strict=True):
+                part.copy_(tensor)
             self.banks[name].merged = False
+
+
+def _parts(bank: LoraBank) -> list[Tensor]:
+    """All that a merge changes, in place."""
+    layer = bank.base_layer
+    weight = stored(layer) if is_quantized(layer) else [local(layer.weight)]
+    return weight if bank.lora_bias is None else [*weight, local(layer.bias)]

@@ -33,6 +33,8 @@ def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
 
     The model is the base, or what full fine-tuning has made of it.
 
+    Of model and data, what `cfg` has no place for is left out.
+
     Raises:
         LorachainsError: the folder holds no finished run, or a change is of a setting that the run doesn't have.
     """
@@ -47,7 +49,7 @@ def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
                 f"{override.input_line} changes what {run.config} does not have: check the name"
             ) from error
     chosen = {argument.partition("=")[0] for argument in HydraConfig.get().overrides.task}
-    for section in set(SECTIONS) - chosen:
+    for section in set(SECTIONS) & set(cfg) - chosen:
         cfg[section] = before[section]
     if "model/trainable_parameters" in metrics and "model" not in chosen:
         cfg.model = _own_model(run.model, before.model)

@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "adapters"
 
     @property
+    def last(self) -> Path:
+        """Holds the adapters as they were at the end of training, of a chain whose best epoch is an earlier one."""
+        return self.path / "last"
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 
@@ -87,7 +92,7 @@ class RunFolder:
         if overwrite and not resume:
             for old in (self.metrics, self.predictions, self.knots, self.config):
                 old.unlink(missing_ok=True)
-            for old in (self.adapter, self.adapters, self.model, self.checkpoint.parent, self.path / "csv"):
+            for old in (self.adapter, self.adapters, self.last, self.model, self.checkpoint.parent, self.path / "csv"):
                 shutil.rmtree(old, ignore_errors=True)
         if resume and self.config.is_file():
             self._check_same(settings)

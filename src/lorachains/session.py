@@ -68,6 +68,9 @@ class Session:
         each, end = len(self.method.names), self.trainer.global_step
         at_end = [all(b.step == end for b in best.best[i * each : (i + 1) * each]) for i in range(len(self.folders))]
         self.method.settled = {run for run, last_is_best in enumerate(at_end) if last_is_best}
+        for run, folder in enumerate(self.folders):
+            if not at_end[run] and run not in self.method.failures:
+                self.method.save_last(run, folder)
         best.restore(self.method)
         at_best = last if all(at_end) else self._test()
         outcomes: list[Outcome] = []

@@ -11,14 +11,19 @@ from transformers import PreTrainedModel
 
 from lorachains.bank import LoraBank
 from lorachains.batch import pack
+from lorachains.chain import Chain
 from lorachains.errors import LorachainsError
+from lorachains.full_model import merge_in_memory
 from lorachains.loading import attach_adapter
-from lorachains.models import Wheels, byte_tokenizer, fingerprint, load, quantization
+from lorachains.models import LanguageModel, Wheels, byte_tokenizer, fingerprint, load, quantization
 from lorachains.routing import Routing
 from lorachains.scoring import answer_losses
+from lorachains.transfer import export
+from tests.adapters import config, randomise
 from tests.batches import texts_of
+from tests.methods.test_resume import Kill, Killed
 from tests.models.gguf_files import tiny_llama, write_gguf
-from tests.runs import make_method, run
+from tests.runs import make_method, outcome, run
 from tests.tiny import ARCHITECTURES, tiny_model
 
 KINDS = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}
@@ -33,6 +38,10 @@ def bitsandbytes() -> None:
 def saved(folder: Path, arch: str = "llama") -> str:
     """A model as `save_pretrained` writes it."""
     tiny_model(arch).save_pretrained(folder)
+    return saved_tokenizer(folder)
+
+
+def saved_tokenizer(folder: Path) -> str:
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -106,9 +115,90 @@ def test_training_leaves_the_base_as_it_was_and_the_adapter_loads_back(
 def test_a_merge_is_refused(tmp_path: Path) -> None:
     base = load(saved(tmp_path), quantization="nf4")
     with pytest.raises(
-        InstantiationException, match=r"a Linear4bit has no floating-point weight .* knots\.mode=ledger"
+        InstantiationException,
+        match=r"a Linear4bit has no floating-point weight .*requantize=true .* at a loss.*: use knots\.mode=ledger",
     ):
         make_method("method=cola", "knots.mode=merge", base=base)
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merge_at_the_users_choice_quantises_anew_and_says_what_it_lost(
+    kind: str, dtype: str, tmp_path: Path
+) -> None:
+    """Against the weight multiplied out in float32, and put into a fresh model that bitsandbytes quantises itself."""
+    name = saved(tmp_path / "base")
+    chain = Chain(load(name, dtype=dtype, quantization=kind).model.eval(), config("llama"))
+    chain.requantize = True
+    before = weights(chain.model)
+    places = [t.data_ptr() for bank in chain.banks.values() for t in quantization.stored(bank.base_layer)]
+    randomise(chain)
+    plain = tiny_model("llama")
+    lost = update = 0.0
+    exact = {}
+    for layer, bank in chain.banks.items():
+        delta = 2 * bank.lora_B[0].detach() @ bank.lora_A[0].detach()
+        exact[layer] = quantization.dequantized(bank.base_layer) + delta
+        plain.get_parameter(f"{layer}.weight").data.copy_(exact[layer])
+        update += float(delta.square().sum())
+    plain.save_pretrained(tmp_path / "plain")
+    reported = chain.tie(1, "merge")
+    chain.extend()
+    again = load(saved_tokenizer(tmp_path / "plain"), dtype="float32", quantization=kind).model
+    for layer, bank in chain.banks.items():
+        ours = quantization.dequantized(bank.base_layer)
+        assert torch.allclose(ours, quantization.dequantized(again.get_submodule(layer)), atol=1e-5)
+        lost += float((ours - exact[layer]).square().sum())
+        x = torch.randn(5, bank.in_features)
+        y, expected = bank(x.to(chain.model.dtype)).float(), F.linear(x, ours)
+        assert (y - expected).norm() < 0.02 * expected.norm()  # 8 bits: LLM.int8() rounds what comes in as well
+    assert reported == pytest.approx((lost / update) ** 0.5, rel=1e-3)
+    assert reported > (0.02 if kind == "nf4" else 0.002)
+    assert places == [t.data_ptr() for bank in chain.banks.values() for t in quantization.stored(bank.base_layer)]
+    chain.rewind(0)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(chain.model), strict=True))
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_quantises_anew_is_resumed_exactly(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = saved(tmp_path / "base")
+
+    def base() -> LanguageModel:
+        return load(name, dtype="float32", quantization=kind)
+
+    overrides = ["method=cola", "knots=at_steps", "knots.steps=[2,5]", "knots.mode=merge", "knots.requantize=true"]
+    run(tmp_path / "whole", *overrides, base=base())
+    assert "merging link 2 into quantised weights lost" in caplog.text
+    with pytest.raises(Killed):
+        run(tmp_path / "stopped", *overrides, base=base(), callbacks=[Kill("on_train_batch_start", 9)])
+    run(tmp_path / "stopped", *overrides, base=base(), resume=True)
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+    attach_adapter(base(), tmp_path / "whole" / "adapter")  # it knows the base as it was before
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chain_is_merged_into_the_dequantised_model(kind: str, tmp_path: Path) -> None:
+    x, name = torch.tensor([[3, 4, 5, 6]]), saved(tmp_path / "base")
+    chain = Chain(load(name, dtype="float32", quantization=kind).model.eval(), config("llama"))
+    randomise(chain)
+    merge_in_memory(export(chain, name, ""), load(name, dtype="float32", quantization=kind), tmp_path / "full")
+    full = load(str(tmp_path / "full"), dtype="float32").model
+    assert not quantised(full)
+    theirs = chain.model(x).logits
+    assert (full(x).logits - theirs).norm() < (1e-4 if kind == "nf4" else 0.02) * theirs.norm()
+    gpt2 = load(saved(tmp_path / "gpt2", "gpt2"), dtype="float32", quantization=kind)
+    with pytest.raises(LorachainsError, match=r"its layers are Conv1D, .* set model\.quantization=null"):
+        merge_in_memory(export(Chain(tiny_model("gpt2"), config("gpt2")), name, ""), gpt2, tmp_path / "no")
+
+
+def test_only_quantised_weights_are_quantised_anew() -> None:
+    with pytest.raises(InstantiationException, match=r"knots\.requantize is true, but no weight is quantised"):
+        make_method("method=cola", "knots.mode=merge", "knots.requantize=true")
 
 
 def test_without_bitsandbytes_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

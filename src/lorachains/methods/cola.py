@@ -48,14 +48,14 @@ class Cola(Lora):
         super().__init__(*args, **kwargs)
         self.knots = knots
         self.plan: list[int] = []
+        self.chain.requantize = knots.requantize
         self._watch = Watch(knots) if isinstance(knots, Plateau) and knots.links > 1 else None
         self._losses = Late(LAG)
         if self._watch is not None and len(self.seeds) > 1:
             raise LorachainsError("knots=plateau ties each run's knots at moments of their own: train the runs apart")
         if knots.mode == "merge":
             self.chain.check_mergeable()
-        if knots.ranks:
-            self._extend(knots.ranks[0])
+        self._extend()
 
     def configure_callbacks(self) -> list[L.Callback]:
         return [*super().configure_callbacks(), TieKnots()]
@@ -69,13 +69,18 @@ class Cola(Lora):
         return optim.factor(step - start, end - start, warmup)
 
     def lay_plan(self) -> None:
-        """Settles when knots are tied, and makes room for their links where passes are replayed."""
+        """Settles when knots are tied, and makes room for their links where passes are replayed.
+
+        Links that were taken over join the weights here, where later ones will: after the base was identified by them.
+        """
         self.plan = self.knots.plan(self.total_steps, self.steps_per_epoch)
+        if self.knots.mode == "merge" and (self.plan or self._watch) and self.chain.ranks and not self.chain.merged:
+            self.chain.merge()
         most = len(self.plan) + 1
         if self._watch is None:
             log.info("%d knots, after optimizer steps %s of %d", len(self.plan), self.plan, self.total_steps)
         else:
-            self.plan, most = list(self.chain.knots), self._watch.knots.links
+            self.plan, most = self.chain.knots_here, self._watch.knots.links
             log.info("up to %d knots, where the training loss stops improving", most - 1)
         if self.passes.replayed and self.knots.mode == "ledger":
             ranks = self.knots.ranks or [self.chain.config.r] * most
@@ -89,7 +94,7 @@ class Cola(Lora):
 
     def knot_due(self) -> bool:
         """Whether a knot is to be tied before the next batch."""
-        step, tied = self.trainer.global_step, len(self.chain.knots)
+        step, tied = self.trainer.global_step, len(self.chain.knots_here)
         if self._watch is not None:
             self._losses.close(step)
             for loss in self._losses.arrived(step):
@@ -110,14 +115,13 @@ class Cola(Lora):
         """
         before = self._probe_logits(probe)
         lost = self.chain.tie(self.trainer.global_step, self.knots.mode)
-        link = len(self.chain.ranks)
-        self._extend(self.knots.ranks[link] if self.knots.ranks else self.chain.config.r)
+        self._extend()
         forget(self.trainer.optimizers[0], self.fresh_optimizer())
         after = self._probe_logits(probe)
         if self._watch is not None:
             self._watch.tied(self.trainer.global_step)
             self.plan_rates()
-        self._report(link, self._drifts(probe, before, after), lost)
+        self._report(len(self.chain.ranks), self._drifts(probe, before, after), lost)
 
     def _drifts(self, probe: TokenBatch, before: Tensor, after: Tensor) -> list[float]:
         """Each run's `‖after − before‖ / ‖before‖` over its own logits; 0 where nothing has changed."""
@@ -129,7 +133,9 @@ class Cola(Lora):
         moved = norms(after - before)
         return torch.where(moved == 0, moved, moved / norms(before)).tolist()
 
-    def _extend(self, rank: int) -> None:
+    def _extend(self) -> None:
+        """Begins the next link, with a rank of its own if they have."""
+        rank = self.knots.ranks[len(self.chain.knots_here)] if self.knots.ranks else self.chain.config.r
         kept = self.chain.config.r if self.knots.scaling == "ratio" else rank
         self.chain.extend(rank, kept, first=self.knots.init == "first")
 
@@ -154,12 +160,13 @@ class Cola(Lora):
             link, step, self.knots.mode, max(drifts), link + 1, self.chain.rank,
         )  # fmt: skip
         dtype = self.model.dtype
-        lossy = self.knots.mode == "merge" and dtype in (torch.bfloat16, torch.float16)
+        quantised = self.knots.requantize
+        lossy = self.knots.mode == "merge" and (quantised or dtype in (torch.bfloat16, torch.float16))
         if lossy:
+            kind = "quantised" if quantised else str(dtype).removeprefix("torch.")
             log.warning(
-                "merging link %d into %s weights lost %.1f%% of its update: knots.mode=ledger keeps all of it, "
-                "model.dtype=float32 nearly all",
-                link, str(dtype).removeprefix("torch."), 100 * lost,
+                "merging link %d into %s weights lost %.1f%% of its update: knots.mode=ledger keeps all of it%s",
+                link, kind, 100 * lost, "" if quantised else ", model.dtype=float32 nearly all",
             )  # fmt: skip
         if lossy and self.knots.tolerance is None:
             return

@@ -46,14 +46,14 @@ def scalars(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def all_links(method: "Cola", run: int) -> list[Row]:
-    """The lines of `knots.jsonl`: `of_link` of all links, with the knot's drift and the losses around it.
+    """The lines of `knots.jsonl`: `of_link` of the links trained here, with the knot's drift and the losses around it.
 
     `loss_before` is the last training loss that was logged by the link's end, `loss_after` the next one.
     """
     history = [(metrics, step) for of, metrics, step in method.journal.history if of == run]
     drifts = {step: metrics for metrics, step in history if "knot/drift" in metrics}
     rows = []
-    for link, step in enumerate([*method.chain.knots, method.trainer.global_step]):
+    for link, step in enumerate([*method.chain.knots_here, method.trainer.global_step], method.chain.inherited):
         knot = {key: drifts.get(step, {}).get(f"knot/{key}") for key in ("drift", "merge_loss")}
         for row in of_link(method, run, link):
             losses = _losses(history, step, f"train/loss/{row['adapter']}" if "adapter" in row else "train/loss")

@@ -6,6 +6,7 @@ experts of one run and for several runs side by side, which differ in seed, lear
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 from lorachains.batch import TokenBatch
 from lorachains.chain import Chain, LiveLink
+from lorachains.loading import go_on_from
 from lorachains.methods.training import Trained
 from lorachains.models import LanguageModel, fingerprint
 from lorachains.optim import AdapterRates, Optim, alike, build, clip_per_adapter
 from lorachains.packing import hard_route
 from lorachains.parallel import writes
-from lorachains.peft_format import save_adapter
 from lorachains.run_folder import RunFolder
+from lorachains.transfer import save_adapter
 
 
 class Lora(Trained):
@@ -31,15 +33,18 @@ class Lora(Trained):
         base: the frozen model and its tokenizer. Its targeted layers are replaced, in place.
         adapter: the adapters' PEFT config; one for each run if they differ in `lora_alpha`.
         seed: of each run: its adapter e is initialised from `seed + e`.
+        start_from: the folder of a run or of an adapter whose chain this one goes on from; its links stay as they are.
+        start_links: how many of its links; all if `None`.
         others: see `Trained` and `Method`.
 
     Raises:
-        LorachainsError: a config that a bank can't follow.
+        LorachainsError: a config that a bank can't follow, or a chain to go on from that doesn't fit.
     """
 
     def __init__(
         self, base: LanguageModel, adapter: LoraConfig | Sequence[LoraConfig], optim: Optim | Sequence[Optim],
         seed: int | Sequence[int], names: Sequence[str] = ("adapter",), select: str = "metric",
+        start_from: str | None = None, start_links: int | None = None,
     ):  # fmt: skip
         super().__init__(base, optim, seed, names, select)
         adapters = [adapter] * len(self.seeds) if isinstance(adapter, LoraConfig) else list(adapter)
@@ -47,6 +52,8 @@ class Lora(Trained):
         self.chain = Chain(base.model, configs, [s + expert for s in self.seeds for expert in range(len(self.names))])
         self.routing = self.chain.routing
         self._fingerprint = fingerprint(base.model)  # before training: a merge changes the weights
+        if start_from is not None:
+            go_on_from(self.chain, base, Path(start_from), start_links)
 
     def route(self, batch: TokenBatch) -> None:
         self.chain.route = hard_route(self.model, batch)
@@ -57,7 +64,7 @@ class Lora(Trained):
 
     @property
     def knots_tied(self) -> int:
-        return len(self.chain.knots)
+        return len(self.chain.knots_here)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -113,8 +120,16 @@ class Lora(Trained):
         each = sum(parameter[0].numel() for parameter in self.chain.parameters())
         return {"train/links": len(self.chain.ranks) + 1, "adapter/trainable_parameters": each * len(self.names)}
 
+    def save_last(self, run: int, folder: RunFolder) -> None:
+        """Writes the adapters of a chain with knots, of which an earlier best epoch may not have all."""
+        if self.chain.ranks:
+            self._save_adapters(run, RunFolder(folder.last))
+
     def save(self, run: int, folder: RunFolder) -> dict[str, float]:
         """Writes a run's adapters in PEFT's format."""
+        return self._save_adapters(run, folder)
+
+    def _save_adapters(self, run: int, folder: RunFolder) -> dict[str, float]:
         metrics = dict[str, float]()
         for i, name in enumerate(self.names if writes() else ()):
             path = folder.adapter if len(self.names) == 1 else folder.adapters / name

@@ -120,6 +120,9 @@ class Method(L.LightningModule):
     def conclude(self) -> None:
         """Takes down what is told of the end of training, before the best epochs are brought back."""
 
+    def save_last(self, run: int, folder: RunFolder) -> None:
+        """Writes what is kept of the end of training, where a run's best epoch is an earlier one."""
+
     def save(self, run: int, folder: RunFolder) -> dict[str, float]:
         """Writes what a run has learned, in one process of several; returns metrics of what it wrote."""
         return {}

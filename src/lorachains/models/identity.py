@@ -1,6 +1,7 @@
 """A short name for a set of base weights, so that an adapter can tell whether it sits on the base it was trained on."""
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -15,8 +16,13 @@ def fingerprint(model: nn.Module) -> str:
     weights held in float32 and in bfloat16 agree. Adapters don't count: parameters with `lora_` in their name are left
     out, and a wrapped layer's `base_layer` stands under the layer's own name.
     """
+    return fingerprint_of(_base_parameters(model))
+
+
+def fingerprint_of(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """`fingerprint` of a model whose parameters are these, by name, in the order of their names."""
     digest = hashlib.sha256()
-    for name, parameter in _base_parameters(model):
+    for name, parameter in parameters:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(_sample(parameter).numpy().tobytes())
     return digest.hexdigest()[:16]

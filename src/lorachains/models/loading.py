@@ -64,6 +64,12 @@ def load(
     return ready_to_train(model, tokenizer, name, checkpointing=checkpointing)
 
 
+def safetensors_folder(name: str) -> Path | None:
+    """The folder where the weights of the model `name` lie as safetensors, local or in the hub's cache, if they do."""
+    folder = _local(name) or in_hub_cache(name)
+    return folder if folder is not None and any(folder.glob("*.safetensors")) else None
+
+
 def _refuse(quantization: str | None, what: str) -> None:
     if quantization:
         raise LorachainsError(
