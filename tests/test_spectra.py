@@ -112,6 +112,7 @@ def test_a_deficient_link_of_a_float32_bank_counts_by_its_true_rank() -> None:
         live[1], live[2] = before[0] + before[1] / 3, before[2] * 0.7
         found = layer_link(bank, 0, 6, 9)
         assert found is not None
+        assert found.overlap_A is not None
         assert found.overlap_A == pytest.approx(float(cosines(live.mT.double(), before.mT.double()).mean()), rel=1e-5)
         assert found.overlap_A < 0.9
         live[0] = live[1] / 7 + live[2] / 3
