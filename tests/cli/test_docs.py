@@ -24,7 +24,9 @@ def choices(line: str) -> list[list[str]]:
     """The jobs of a multirun, but not all combinations: the first values of all settings, then the second ones, …"""
     parsed = OverridesParser.create().parse_overrides(shlex.split(line))
     values = [
-        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [str(o.input_line)]
+        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [str(o.input_line)]
         for o in parsed
     ]
     return [[of[i % len(of)] for of in values] for i in range(max(map(len, values)))]
