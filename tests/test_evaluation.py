@@ -1,6 +1,7 @@
 """Scores are those of each text alone; free answers are the greedy ones."""
 
 from dataclasses import replace
+from math import exp, inf
 
 import pytest
 import torch
@@ -171,3 +172,34 @@ def test_all_metrics_are_told_and_the_first_one_selects() -> None:
     assert with_one == {
         "f1": 0.5, "loss": 1.0, "a/f1": 0.75, "a/exact_match": 0.0, "a/loss": 1.0, "b/f1": 0.25, "b/loss": 1.0,
     }  # fmt: skip
+
+
+def test_perplexities_are_told_by_task_over_tasks_and_over_tokens() -> None:
+    tasks = [Task(name, lambda row: examples(1)[0], {}, perplexity=True) for name in ("a", "b")]
+    losses = [("a", 1, 1), ("a", 3, 3), ("b", 1, 4)]
+    rows = [replace(prediction(name, 0, loss, tokens), scores={}) for name, loss, tokens in losses]
+    assert summarise(rows[:2], tasks[:1]) == pytest.approx({"loss": 2.5, "perplexity": exp(2.5)})
+    summary = summarise(rows, tasks)
+    assert summary == pytest.approx({
+        "loss": 1.75, "perplexity": (exp(2.5) + exp(1)) / 2,
+        "loss_token_weighted": 14 / 8, "perplexity_token_weighted": exp(14 / 8),
+        "a/loss": 2.5, "a/perplexity": exp(2.5), "b/loss": 1, "b/perplexity": exp(1),
+    })  # fmt: skip
+    assert score_of(summary) == -1.75  # nothing else selects
+
+
+@pytest.mark.parametrize("loss", [1e4, inf])
+def test_a_diverged_loss_is_an_infinite_perplexity(loss: float) -> None:
+    rows = [replace(prediction("a", 0, loss, 1), scores={})]
+    assert summarise(rows, [Task("a", lambda row: examples(1)[0], {}, perplexity=True)])["perplexity"] == inf
+
+
+def test_where_nothing_is_graded_nothing_is_generated() -> None:
+    model, rows = tiny_model("llama", torch.float64).eval(), examples(3, candidates=())
+    batch = collate_eval([(0, row) for row in encode_eval(TOKENIZER, rows, 0, 64, prompts=False)], Serving(), pad=0)
+    assert not batch.prompts
+    with torch.no_grad():
+        losses = candidate_losses(batch.scored, answer_losses(model, batch.scored)).tolist()
+    made = predict(batch, losses, [], [[Task("stub", lambda row: rows[0], {})]])
+    assert [(p.prediction, p.scores) for p in made] == [(None, {})] * 3
+    assert [p.loss for p in made] == [p.loss for p in answers(model, rows)]

@@ -77,3 +77,17 @@ def test_no_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_spread() -> None:
     assert spread([1.0]) == "1.0"
     assert spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
+
+
+def test_loss_alone_is_shown_in_nats_and_all_tasks_by_their_sets_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(tmp_path / "a", "Lora", 0, 1e-3, 0.5)
+    settings = OmegaConf.load(tmp_path / "a" / "config.yaml")
+    settings.data = {"_target_": "lorachains.data.instruction_sets.moa", "tasks": None, "task": None}
+    OmegaConf.save(settings, tmp_path / "a" / "config.yaml")
+    metrics = {"test/loss": 2.34567, "test_last/loss": 2.5, "run/seconds": 1.0, "train/links": 1}
+    (tmp_path / "a" / "metrics.json").write_text(json.dumps(metrics))
+    assert main([str(tmp_path)]) == 0
+    [row] = [[c.strip() for c in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert row[:3] + row[6:9] == ["Some-Model", "moa", "lora", "test loss (nats)", "2.346", "2.500"]

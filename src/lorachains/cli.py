@@ -35,12 +35,13 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 def run_name(_root_: DictConfig) -> str:
     """`<method>-<model>-<task>-seed<seed>-<hash of all settings>`: the same settings, the same name.
 
+    Where no task is named, the data set's name stands for all that it has.
     Registered as the OmegaConf resolver `run_name`.
     """
     settings = settings_of(_root_)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     choices = _root_.hydra.runtime.choices
-    tasks = "+".join(settings["data"]["tasks"] or [settings["data"]["task"]])[:40]
+    tasks = "+".join(settings["data"]["tasks"] or [settings["data"]["task"] or choices.data])[:40]
     return f"{choices.method}-{choices.model}-{tasks}-seed{settings['seed']}-{digest}"
 
 

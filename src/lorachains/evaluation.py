@@ -1,5 +1,6 @@
 """Scores examples: candidates by their log-likelihood, free answers by greedy generation."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -23,6 +24,7 @@ class Prediction:
     """What the model answered to one example.
 
     Attributes:
+        prediction: the best candidate or what was generated; `None` where nothing was.
         scores: the task's metrics for this one, in [0, 1].
         loss: the mean negative log-likelihood of the gold answer's tokens, in nats.
         tokens: how many tokens the gold answer has.
@@ -33,7 +35,7 @@ class Prediction:
     source: str
     prompt: str
     answer: str
-    prediction: str
+    prediction: str | None
     scores: dict[str, float]
     loss: float
     tokens: int
@@ -53,7 +55,7 @@ def predict(
 
     Args:
         losses: the mean negative log-likelihood of each candidate's tokens, in nats, example by example.
-        texts: the free answers, if the examples have no candidates; here they are cut at their task's `stop`.
+        texts: the free answers, if any were generated; here they are cut at their task's `stop`.
         tasks: each run's.
     """
     predictions, start = [], 0
@@ -61,7 +63,8 @@ def predict(
         example, end = row.example, start + len(row.choices)
         scores = [-loss for loss in losses[start:end]]
         task = tasks[run][row.task]
-        text = _until(texts[i], task.stop) if texts else example.candidates[scores.index(max(scores))]
+        best = example.candidates[scores.index(max(scores))] if example.candidates else None
+        text = _until(texts[i], task.stop) if texts else best
         predictions.append(_prediction(row, task, text, scores))
         start = end
     return predictions
@@ -101,6 +104,9 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[
 
     With several tasks also each task's own as `<task>/<metric>`, and the overall ones are the means over tasks: of the
     metrics that all of them have, or, where they differ in their first, of those, by the name "score".
+
+    Where the tasks ask for it, each one's perplexity, the exponential of its loss, is there too, and their mean over
+    tasks (the exponential of the mean loss is their geometric mean); `…_token_weighted` counts all tokens alike.
     """
     parts: dict[str, dict[str, float]] = {}
     for task in tasks:
@@ -108,27 +114,47 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[
             answer_tokens = sum(p.tokens for p in mine)
             loss = sum(p.loss * p.tokens for p in mine) / answer_tokens
             parts[task.name] = {name: fmean(p.scores[name] for p in mine) for name in task.metrics} | {"loss": loss}
+            if task.perplexity:
+                parts[task.name]["perplexity"] = _exp(loss)
     if len({task.metric for task in tasks}) == 1:
         shared = [name for name in tasks[0].metrics if all(name in task.metrics for task in tasks)]
         overall = {name: fmean(part[name] for part in parts.values()) for name in shared}
     else:
         overall = {"score": fmean(score_of(part) for part in parts.values())}
     overall["loss"] = fmean(part["loss"] for part in parts.values())
+    if all("perplexity" in part for part in parts.values()):
+        overall["perplexity"] = fmean(part["perplexity"] for part in parts.values())
+        overall |= _token_weighted(predictions) if len(tasks) > 1 else {}
     if len(tasks) == 1:
         return overall
     return overall | {f"{name}/{key}": value for name, part in parts.items() for key, value in part.items()}
 
 
+LIKELIHOODS = ("loss", "perplexity", "loss_token_weighted", "perplexity_token_weighted")
+"""What `summarise` tells beside metrics."""
+
+
 def score_of(summary: dict[str, float]) -> float:
-    """The one number of a `summarise` of which more is better: its first metric, over all tasks."""
-    return next(value for key, value in summary.items() if key != "loss")
+    """The one number of a `summarise` of which more is better: its first metric over all tasks, else minus the loss."""
+    key, value = next(iter(summary.items()))
+    return -summary["loss"] if key in LIKELIHOODS else value
 
 
-def _prediction(row: Encoded, task: Task, text: str, scores: list[float]) -> Prediction:
+def _token_weighted(predictions: Sequence[Prediction]) -> dict[str, float]:
+    loss = sum(p.loss * p.tokens for p in predictions) / sum(p.tokens for p in predictions)
+    return {"loss_token_weighted": loss, "perplexity_token_weighted": _exp(loss)}
+
+
+def _exp(loss: float) -> float:
+    """Infinite, and no error, for a loss that has diverged."""
+    return math.exp(loss) if loss < 700 else loss * math.inf
+
+
+def _prediction(row: Encoded, task: Task, text: str | None, scores: list[float]) -> Prediction:
     example = row.example
     return Prediction(
         task=task.name, source=example.source, prompt=example.prompt, answer=example.answer, prediction=text,
-        scores={name: metric(text, example) for name, metric in task.metrics.items()},
+        scores={} if text is None else {name: metric(text, example) for name, metric in task.metrics.items()},
         loss=-scores[example.gold], tokens=len(row.choices[example.gold].answer),
         candidates=scores if example.candidates else [],
     )  # fmt: skip

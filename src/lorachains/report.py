@@ -64,16 +64,23 @@ def table(runs: Sequence[Run]) -> Table:
     return result
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     """`mean ± standard deviation`, or the one value."""
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+    more = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{more}"
 
 
 def _cells(group: list[Run]) -> list[str]:
     metric = next(key for key in group[0].metrics if key.startswith("test/")).removeprefix("test/")
-    scores = [spread([100 * run.metrics[f"{split}/{metric}"] for run in group]) for split in ("test", "test_last")]
+    if metric == "loss":  # nothing was graded
+        factor, shown, digits = 1, "test loss (nats)", 3
+    else:
+        factor, shown, digits = 100, f"test {metric} %", 1
+    scores = [
+        spread([factor * run.metrics[f"{split}/{metric}"] for run in group], digits) for split in ("test", "test_last")
+    ]
     seconds = spread([run.metrics["run/seconds"] for run in group])
-    return [str(group[0].metrics.get("train/links", "")), str(len(group)), f"test {metric} %", *scores, seconds]
+    return [str(group[0].metrics.get("train/links", "")), str(len(group)), shown, *scores, seconds]
 
 
 def _differing(run: Run, others: list[Run]) -> str:
@@ -92,9 +99,14 @@ def _read(folder: RunFolder) -> Run:
         raise LorachainsError("metrics.json has no run/seconds")
     kind = config.method["_target_"].rsplit(".", 1)[-1]
     method = re.sub(r"(?<=.)(?=[A-Z])", "_", kind).lower()  # ZeroShot is method=zero_shot
-    tasks = config.data.tasks or [config.data.task]
+    tasks = config.data.tasks or [config.data.task or _set_name(config.data)]
     settings = flat(OmegaConf.to_container(config))
     return Run(config.model.get("name", "tiny").rsplit("/", 1)[-1], "+".join(tasks), method, settings, metrics)
+
+
+def _set_name(data: Any) -> str:
+    """Of a data set all of whose tasks were trained on: the last word of what made it."""
+    return str(data["_target_"]).rsplit(".", 1)[-1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,6 +20,8 @@ STEPS = {
 }
 """What a schedule of knots needs to fit into two optimizer steps."""
 TRAIN_NOTHING = ("icl", "zero_shot")
+ONE_TASK = {"firefly": "data.task=NLI", "moa": "data.task=FINANCE", "superni": "data.task=task1289_trec_classification"}
+"""Of those sets in which no task named is all of them, which would be more than two steps."""
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
 RUN_AS_THEY_ARE = {"peft", "knots", "logger", "method", "optim", "trainer"}
 
@@ -58,6 +60,10 @@ def test_two_steps(group: str, option: str, train: Train, tmp_path: Path) -> Non
 def test_two_steps_on_each_data_set(group: str, option: str, train: Train, request: pytest.FixtureRequest) -> None:
     root = [] if option == "reasoning_gym" else [f"data.root={request.getfixturevalue('data_root')}"]
     done = train(f"data={option}", *root, "data.max_length=512", "hydra.run.dir=run")
+    place = [] if option == "reasoning_gym" else [f"data.root={request.getfixturevalue('data_root')}"]
+    if option == "instructions":
+        place = [f"data.path={request.getfixturevalue('data_root')}/firefly/Couplet.jsonl"]
+    done = train(f"data={option}", *place, *([ONE_TASK[option]] if option in ONE_TASK else []), "hydra.run.dir=run")
     assert done.code == 0, done.err
 
 

@@ -45,4 +45,4 @@ def stub_module(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> TaskDataM
 
 def score(task: Task, prediction: str, example: Example) -> float:
     """By the metric that counts."""
-    return task.metrics[task.metric](prediction, example)
+    return next(iter(task.metrics.values()))(prediction, example)

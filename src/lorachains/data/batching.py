@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lorachains.batch import TokenBatch
+from lorachains.data.mixing import ALIKE, Mixture
 from lorachains.data.tokens import Encoded
 from lorachains.errors import LorachainsError
 
@@ -18,21 +19,25 @@ _BUCKET = 50  # batches that are sorted by length together: enough to save paddi
 
 
 def epoch_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, by_length: bool = False
-) -> list[list[int]]:
-    """All rows once, in batches at random; the same for the same seed and epoch.
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, by_length: bool = False,
+    tasks: Sequence[int] | None = None, mixture: Mixture = ALIKE,
+) -> list[list[int]]:  # fmt: skip
+    """An epoch's rows, all once unless the mixture says otherwise, in batches at random.
+
+    The same for the same seed and epoch.
 
     Args:
         by_length: whether rows of similar length share a batch, which saves a model that pads them some of its work.
+        tasks: of the rows; one if `None`.
     """
     rng = random.Random(f"{seed}/{epoch}")
-    order = rng.sample(range(len(lengths)), len(lengths))
-    if not by_length:
-        return _chunks(order, batch_size)
-    batches = []
-    for bucket in _chunks(order, _BUCKET * batch_size):
-        batches += _chunks(sorted(bucket, key=lengths.__getitem__), batch_size)
-    rng.shuffle(batches)
+    pools, batches = mixture.pools(tasks or [0] * len(lengths), rng), []
+    for pool in pools:
+        for bucket in _chunks(pool, _BUCKET * batch_size) if by_length else [pool]:
+            rows = sorted(bucket, key=lengths.__getitem__) if by_length else bucket
+            batches += _chunks(rows, batch_size)
+    if by_length or len(pools) > 1:
+        rng.shuffle(batches)
     return batches
 
 
@@ -67,8 +72,13 @@ class EpochBatches(Sampler[list[int]]):
     that it says may be one too many (with `max_steps`), so it doesn't count then, nor later.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, by_length: bool = False) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, by_length: bool = False,
+        tasks: Sequence[int] | None = None, mixture: Mixture = ALIKE,
+    ) -> None:  # fmt: skip
         self.lengths = lengths
+        self.tasks = tasks
+        self.mixture = mixture
         self.batch_size = batch_size
         self.seed = seed
         self.by_length = by_length
@@ -88,14 +98,16 @@ class EpochBatches(Sampler[list[int]]):
             self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return self.mixture.batches(self.tasks or [0] * len(self.lengths), self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Begins when the first batch is asked for: Lightning makes an iterator before it calls `set_epoch`."""
         if self._begun:
             self.epoch, self._given = self.epoch + 1, 0
         self._begun = True
-        batches = epoch_batches(self.lengths, self.batch_size, self.seed, self.epoch, self.by_length)
+        batches = epoch_batches(
+            self.lengths, self.batch_size, self.seed, self.epoch, self.by_length, self.tasks, self.mixture
+        )
         while self._given < len(batches):
             self._given += 1
             yield batches[self._given - 1]

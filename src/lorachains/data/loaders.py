@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lorachains.batch import TokenBatch
-from lorachains.data.batching import ALL, EpochBatches, RunsBatches, RunsRows, Share, TrainLoader, evaluation_batches
+from lorachains.data.batching import ALL, RunsBatches, RunsRows, Share, TrainLoader, evaluation_batches
 from lorachains.data.tokens import Encoded, EvalBatch, Serving, collate_eval, collate_train, padding_token
 from lorachains.errors import LorachainsError
 from lorachains.loads import loads_of
@@ -42,12 +42,8 @@ class Loaders:
             raise LorachainsError(
                 f"data.batch_size is {rows_each}, shared by {self.share.of} devices: give each of them a row at least"
             )
-        rows = [run.rows("train") for run in self.runs]
-        batches = [
-            EpochBatches([row.length for row in of_run], run.batch_size, run.order_seed, self.by_length)
-            for run, of_run in zip(self.runs, rows, strict=True)
-        ]
-        return TrainLoader(RunsRows(rows), RunsBatches(batches), self._train_batch)
+        batches = RunsBatches([run.batches(self.by_length) for run in self.runs])
+        return TrainLoader(RunsRows([run.rows("train") for run in self.runs]), batches, self._train_batch)
 
     def largest(self, epochs: int) -> tuple[TokenBatch, EvalBatch]:
         """The batches with the most tokens: of so many epochs of training, and of all evaluation."""

@@ -1,6 +1,7 @@
 """The data module: tasks, their rows, tokens and batches for one run."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
 
@@ -9,8 +10,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lorachains.batch import TokenBatch
-from lorachains.data.batching import ALL, Share, TrainLoader
+from lorachains.data.batching import ALL, EpochBatches, Share, TrainLoader
 from lorachains.data.loaders import Loaders
+from lorachains.data.mixing import Mixture
 from lorachains.data.protocol import Sizes, Source, Splits, positive
 from lorachains.data.tasks import Task
 from lorachains.data.tokens import (
@@ -96,6 +98,9 @@ class TaskDataModule(_Served):
         order_seed: the order in which training goes through them.
         max_length: tokens of a text; longer prompts lose their beginning.
         max_new_tokens: the longest free answer that is generated.
+        temperature, mix: see `Mixture`.
+        long_answers: what becomes of a row whose answer doesn't fit into `max_length`: "refuse" (it is an error) or
+            "drop" (it is left out, and counted in a warning).
 
     Attributes, after `setup`:
         tasks: the tasks, in the order of the names; the index of a batch's `task`.
@@ -119,11 +124,16 @@ class TaskDataModule(_Served):
         order_seed: int,
         max_length: int,
         max_new_tokens: int = 64,
+        long_answers: str = "refuse",
+        temperature: float = 1.0,
+        mix: str = "rows",
     ) -> None:
         super().__init__()
         positive("data.batch_size", batch_size)
         positive("data.max_length", max_length)
         positive("data.max_new_tokens", max_new_tokens)
+        if long_answers not in ("refuse", "drop"):
+            raise LorachainsError(f"data.long_answers is {long_answers!r}: choose refuse or drop")
         if eval_batch_size is not None:
             positive("data.eval_batch_size", eval_batch_size)
         self.tokenizer = tokenizer
@@ -136,6 +146,8 @@ class TaskDataModule(_Served):
         self.order_seed = order_seed
         self.max_length = max_length
         self.max_new_tokens = max_new_tokens
+        self.long_answers = long_answers
+        self.mixture = Mixture(temperature, mix)
         self.tasks: list[Task] = []
         self.splits: list[Splits] = []
         self.counts: dict[str, dict[str, int]] = {}
@@ -155,12 +167,11 @@ class TaskDataModule(_Served):
         self._rows = rows
 
     def _encode(self, split: str) -> list[Encoded]:
-        encode = encode_train if split == "train" else encode_eval
-        return [
-            row
-            for index, splits in enumerate(self.splits)
-            for row in encode(self.tokenizer, getattr(splits, split), index, self.max_length)
-        ]
+        rows: list[Encoded] = []
+        for index, (task, splits) in enumerate(zip(self.tasks, self.splits, strict=True)):
+            shared = (self.tokenizer, getattr(splits, split), index, self.max_length, self.long_answers == "drop")
+            rows += encode_train(*shared) if split == "train" else encode_eval(*shared, prompts=bool(task.metrics))
+        return rows
 
     def check_fits(self, positions: int | None) -> None:
         """Raises `LorachainsError` where a text, with its generated answer, is longer than what the model can read.
@@ -177,19 +188,37 @@ class TaskDataModule(_Served):
             )
 
     def _report(self, split: str, rows: list[Encoded]) -> None:
-        self.counts[split] = {
-            task.name: len(getattr(s, split)) for task, s in zip(self.tasks, self.splits, strict=True)
-        }
+        kept = Counter(row.task for row in rows)
+        self.counts[split] = {task.name: kept[index] for index, task in enumerate(self.tasks)}
         self.truncated[split] = sum(row.cut for row in rows)
+        given = sum(len(getattr(splits, split)) for splits in self.splits)
         log.info("%s rows: %s", split, ", ".join(f"{name} {count}" for name, count in self.counts[split].items()))
         if self.truncated[split]:
             log.warning(
                 "%s: %d of %d prompts cut to %d tokens", split, self.truncated[split], len(rows), self.max_length
             )
 
+        if given > len(rows):
+            log.warning(
+                "%s: %d of %d rows left out: their answers don't fit into data.max_length=%d tokens",
+                split, given - len(rows), given, self.max_length,
+            )  # fmt: skip
+        if empty := [name for name, count in self.counts[split].items() if not count]:
+            raise LorachainsError(f"no {split} row of {', '.join(empty)} fits into data.max_length: raise it")
+
     def rows(self, split: str) -> list[Encoded]:
         """A split's rows, once `setup` is done."""
         return self._rows[split]
+
+    def batches(self, by_length: bool = False) -> EpochBatches:
+        """The training batches of one epoch after another.
+
+        Args:
+            by_length: whether rows of similar length share a batch.
+        """
+        rows = self._rows["train"]
+        lengths, tasks = [row.length for row in rows], [row.task for row in rows]
+        return EpochBatches(lengths, self.batch_size, self.order_seed, by_length, tasks, self.mixture)
 
     def longest(self) -> int:
         """Tokens of the longest text."""

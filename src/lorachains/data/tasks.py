@@ -53,15 +53,18 @@ class Task:
     Attributes:
         read: a row to an example; raises `LorachainsError` with the row's source where a field is missing or wrong.
         metrics: by their names in `metrics.json`, each the mean over examples. The first one selects the best epoch.
+            Where there is none, no free answer is generated, and the loss selects.
         stop: what ends a free answer, beside the end-of-sequence token; `None` for nothing.
+        perplexity: whether its answers' perplexity is a result beside their loss.
     """
 
     name: str
     read: Callable[[Row], Example]
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": matches})
     stop: str | None = None
+    perplexity: bool = False
 
     @property
-    def metric(self) -> str:
-        """The name of the first metric."""
-        return next(iter(self.metrics))
+    def metric(self) -> str | None:
+        """The name of the first metric, if there is one."""
+        return next(iter(self.metrics), None)

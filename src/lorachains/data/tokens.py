@@ -21,7 +21,7 @@ class Encoded:
 
     Attributes:
         task: index of the example's task in the data module's `tasks`.
-        prompt: the prompt without an answer, to generate from; None where candidates are scored or where it trains.
+        prompt: the prompt without an answer, to generate from; None where nothing is generated.
     """
 
     example: Example
@@ -91,33 +91,48 @@ class Serving:
         return [run * self.experts + (row.task if self.experts > 1 else 0) for run, row in rows]
 
 
+class AnswerTooLong(LorachainsError):
+    """An answer alone is longer than a text may be."""
+
+
 def encode_train(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], task: int, max_length: int
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], task: int, max_length: int, drop: bool = False
 ) -> list[Encoded]:
-    """Each example with its gold answer."""
-    texts = _encode(tokenizer, [(example, example.answer) for example in examples], max_length)
-    return [Encoded(example, task, [text]) for example, text in zip(examples, texts, strict=True)]
+    """Each example with its gold answer.
+
+    Args:
+        drop: whether to leave out examples whose answers are too long, rather than to raise `AnswerTooLong`.
+    """
+    texts = _encode(tokenizer, [(example, example.answer) for example in examples], max_length, drop)
+    return [Encoded(example, task, [text]) for example, text in zip(examples, texts, strict=True) if text]
 
 
 def encode_eval(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], task: int, max_length: int
-) -> list[Encoded]:
-    """Each example with all its candidates, or with its gold answer and the prompt to generate from."""
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], task: int, max_length: int, drop: bool = False,
+    prompts: bool = True,
+) -> list[Encoded]:  # fmt: skip
+    """Each example with all its candidates, or with its gold answer and the prompt to generate from.
+
+    Args:
+        drop: see `encode_train`.
+        prompts: false where nothing is to be generated.
+    """
     answers = [(example, answer) for example in examples for answer in example.candidates or (example.answer,)]
-    texts = iter(_encode(tokenizer, answers, max_length))
-    prompts = iter(_encode(tokenizer, [(example, "") for example in examples if not example.candidates], max_length))
-    return [
-        Encoded(
-            example,
-            task,
-            [next(texts) for _ in example.candidates or (example.answer,)],
-            None if example.candidates else next(prompts),
-        )
-        for example in examples
-    ]
+    texts = iter(_encode(tokenizer, answers, max_length, drop))
+    free = [(example, "") for example in examples if prompts and not example.candidates]
+    starts = iter(_encode(tokenizer, free, max_length))
+    encoded = []
+    for example in examples:
+        choices = [next(texts) for _ in example.candidates or (example.answer,)]
+        prompt = next(starts) if prompts and not example.candidates else None
+        if len(fitting := [choice for choice in choices if choice]) == len(choices):
+            encoded.append(Encoded(example, task, fitting, prompt))
+    return encoded
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Example, str]], max_length: int) -> list[Tokens]:
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Example, str]], max_length: int, drop: bool = False
+) -> list[Tokens | None]:
     """Prompt and answer tokenised as one text; a free answer gets the end-of-sequence token, which is a label too."""
     if not pairs:
         return []
@@ -127,14 +142,19 @@ def _encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Example, s
         )
     texts = [example.prompt + answer for example, answer in pairs]
     encodings = tokenizer(texts, return_offsets_mapping=True, verbose=False).encodings
-    return [
-        _tokens(example, answer, encoding, tokenizer.eos_token_id, max_length)
-        for (example, answer), encoding in zip(pairs, encodings, strict=True)
-    ]
+    encoded: list[Tokens | None] = []
+    for (example, answer), encoding in zip(pairs, encodings, strict=True):
+        try:
+            encoded.append(_tokens(example, answer, encoding, tokenizer.eos_token_id, max_length))
+        except AnswerTooLong:
+            if not drop:
+                raise
+            encoded.append(None)
+    return encoded
 
 
 def _tokens(example: Example, answer: str, encoding: Encoding, eos: int | None, max_length: int) -> Tokens:
-    """Marks the answer and cuts the prompt. Raises `LorachainsError` where the answer alone is too long.
+    """Marks the answer and cuts the prompt. Raises `AnswerTooLong` where the answer alone is.
 
     A token belongs to the answer if it ends behind the prompt, so one that is merged over the joint does.
     """
@@ -148,7 +168,7 @@ def _tokens(example: Example, answer: str, encoding: Encoding, eos: int | None, 
         ids, labels = [*ids, _required(eos)], [*labels, _required(eos)]
     n_answer = sum(label != IGNORED for label in labels)
     if n_answer + max(head, 1) > max_length:  # at least one token has to stand before the answer, to predict it
-        raise LorachainsError(
+        raise AnswerTooLong(
             f"{example.source}: the answer has {n_answer} tokens, too many for data.max_length={max_length}: raise it"
         )
     if len(ids) <= max_length:

@@ -1,0 +1,139 @@
+"""Instruction sets with a task or domain label in each row: Firefly, Super-NaturalInstructions, MoA's, a user's own.
+
+Their answers are free: they are judged by their likelihood (loss, perplexity), which costs one pass, and with
+`data.generate=true` also by what is generated for each prompt.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lorachains.data import templates
+from lorachains.data.files import files_in, read_rows
+from lorachains.data.hub import HubSet
+from lorachains.data.instructions import Columns, Record, records, superni_rows
+from lorachains.data.module import TaskDataModule
+from lorachains.data.partition import Parts, partition
+from lorachains.data.protocol import Sizes, Splits
+from lorachains.data.rouge import rouge_l
+from lorachains.data.rows import Row
+from lorachains.data.tasks import Example, Metric, Task, matches
+from lorachains.errors import LorachainsError
+
+log = logging.getLogger(__name__)
+
+FIREFLY = HubSet("YeungNLP/firefly-train-1.1M", "default", files="DIR/firefly/NLI.jsonl, …")
+
+
+class Instructions:
+    """The tasks of an instruction set.
+
+    Args:
+        found: all its records. Tasks that aren't asked for count too where texts must not be in two splits.
+        shares: see `partition`.
+        generate: whether answers are generated and compared with the references.
+    """
+
+    def __init__(
+        self, found: Iterable[Record], prompt: templates.Template, shares: Sequence[float], generate: bool
+    ) -> None:
+        self.records, self.prompt, self.shares = list(found), prompt, shares
+        self.metrics: dict[str, Metric] = {"rougeL": rouge_l, "exact_match": matches} if generate else {}
+        self.names = sorted({record.task for record in self.records})
+        self._parts: dict[int, dict[str, Parts]] = {}
+
+    def choose(self, tasks: Sequence[str] | None, exclude: Sequence[str]) -> list[str]:
+        """The tasks asked for, all if None, without the excluded ones. Raises `LorachainsError` for unknown ones."""
+        if unknown := sorted({*(tasks or ()), *exclude} - set(self.names)):
+            raise LorachainsError(f"there is no task {', '.join(unknown)}: those there are are {', '.join(self.names)}")
+        return [name for name in tasks or self.names if name not in exclude]
+
+    def load(self, name: str, sizes: Sizes, seed: int) -> tuple[Task, Splits]:
+        """See `Source.load`."""
+        if seed not in self._parts:
+            self._parts[seed] = partition(self.records, self.shares, seed)
+        caps = (sizes.train, sizes.val, sizes.test)
+        parts = [
+            [self.example(record) for record in part[:cap]]
+            for part, cap in zip(self._parts[seed][name], caps, strict=True)
+        ]
+        read = Columns().record
+        return Task(name, lambda row: self.example(read(row)), self.metrics, perplexity=True), Splits(*parts)
+
+    def example(self, record: Record) -> Example:
+        """The record's prompt and answers."""
+        prompt, answers = self.prompt(record.request), record.answers
+        return Example(record.task, prompt, answers[0], record.source, references=answers)
+
+
+def instructions(
+    tokenizer: PreTrainedTokenizerBase, *, path: str | None, columns: Mapping[str, str | None], **settings: Any
+) -> TaskDataModule:
+    """A user's own rows, of a file or of a folder's files. Where rows have no label, their file's name is one.
+
+    Raises:
+        LorachainsError: there is no such file, or a bad row in it.
+    """
+    if path is None:
+        raise LorachainsError("data.path is null: give a file or a folder of rows")
+    files = files_in(Path(path), "data.path")
+    found = (record for file in files for record in records(read_rows(file), columns, file.stem, str(file)))
+    return _module(tokenizer, found, **settings)
+
+
+def firefly(tokenizer: PreTrainedTokenizerBase, *, root: str | None, **settings: Any) -> TaskDataModule:
+    """Firefly (`kind`, `input`, `target`) of `root`/firefly/*.jsonl, or of the hub where `root` is None."""
+    columns = Columns(task="kind", instruction=None, output="target")
+    rows = FIREFLY.rows("train") if root is None else _rows(root, "firefly")
+    return _module(tokenizer, map(columns.record, rows), **settings)
+
+
+def superni(
+    tokenizer: PreTrainedTokenizerBase, *, root: str | None, superni: Mapping[str, bool], **settings: Any
+) -> TaskDataModule:
+    """Super-NaturalInstructions (Wang et al. 2022): the task files `root`/superni/*.json.
+
+    Args:
+        superni: `definition`: whether the task's definition is in the prompt, or the instance alone.
+    """
+    files = files_in(_folder(root, "superni"), "data.root")
+    rows = (row for file in files for row in superni_rows(file, superni["definition"]))
+    return _module(tokenizer, map(Columns().record, rows), **settings)
+
+
+def moa(tokenizer: PreTrainedTokenizerBase, *, root: str | None, language: str, **settings: Any) -> TaskDataModule:
+    """MoA's eight domains (Tab. 1): `root`/moa/*.jsonl, or `root`/moa_en/*.jsonl for the English ones.
+
+    Args:
+        language: "zh" for Chinese and English mixed, as in the paper, or "en".
+    """
+    if language not in ("zh", "en"):
+        raise LorachainsError(f"data.language is {language!r}: choose zh (mixed, as in the paper) or en")
+    rows = _rows(root, "moa" if language == "zh" else "moa_en")
+    return _module(tokenizer, map(Columns(task="domain").record, rows), **settings)
+
+
+def _folder(root: str | None, name: str) -> Path:
+    if root is None:
+        raise LorachainsError(f"data.root is null: give the folder that holds {name}/")
+    return Path(root) / name
+
+
+def _rows(root: str | None, name: str) -> Iterable[Row]:
+    return (row for file in files_in(_folder(root, name), "data.root") for row in read_rows(file))
+
+
+def _module(
+    tokenizer: PreTrainedTokenizerBase, found: Iterable[Record], *, task: str | None, tasks: Sequence[str] | None,
+    exclude: Sequence[str], split: Sequence[float], template: str, generate: bool,
+    train_size: int | None, val_size: int | None, test_size: int | None, **settings: Any,
+) -> TaskDataModule:  # fmt: skip
+    source = Instructions(found, templates.template(template, tokenizer), split, generate)
+    wanted = [tasks] if isinstance(tasks, str) else tasks or ([task] if task else None)
+    sizes = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
+    caps = {key: sys.maxsize if size is None else size for key, size in sizes.items()}
+    return TaskDataModule(tokenizer, source, source.choose(wanted, exclude), **{**caps, **settings})

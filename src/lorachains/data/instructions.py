@@ -1,0 +1,182 @@
+"""A row of an instruction set: what is asked, the answers that are accepted, and the label of its task or domain.
+
+The two papers on tasks and domains have the same rows: (x, y, t) in Chain-of-LoRA (IEEE SPL 2024), a domain label in
+MoA (arXiv 2403.03432).
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from lorachains.data.files import read_json
+from lorachains.data.rows import Row
+from lorachains.errors import LorachainsError
+
+log = logging.getLogger(__name__)
+
+NAMES = {
+    "task": ("task", "kind", "domain", "category"),
+    "instruction": ("instruction", "prompt", "question"),
+    "input": ("input", "context"),
+    "output": ("output", "target", "response", "completion", "answer"),
+    "conversations": ("conversations",),
+}
+"""Each column's usual names: Alpaca's, Firefly's, MoA's, Dolly's, ShareGPT's. The first that is there is taken."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of an instruction set.
+
+    Attributes:
+        task: its label.
+        instruction: what is to be done, "" where the input says it.
+        input: what it is to be done with, "" where the instruction says all.
+        answers: those accepted, at least one; the first is trained on.
+        source: see `Row`.
+    """
+
+    task: str
+    instruction: str
+    input: str
+    answers: tuple[str, ...]
+    source: str
+
+    @property
+    def request(self) -> str:
+        """All that is asked: the instruction and, below it, the input."""
+        return "\n".join(filter(None, (self.instruction, self.input)))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a file's rows have what makes a record; None for what they don't have.
+
+    Args:
+        task: the label's column; None where all rows have the one in `label`.
+        conversations: ShareGPT's turns, in place of the instruction, input and output: the first question and answer.
+    """
+
+    task: str | None = "task"
+    instruction: str | None = "instruction"
+    input: str | None = "input"
+    output: str | None = "output"
+    conversations: str | None = None
+    label: str = ""
+
+    def record(self, row: Row) -> Record:
+        """The row as a record. Raises `LorachainsError` with the row's source where a field is missing or wrong."""
+        if self.conversations:
+            turns = _first_turns(row, self.conversations)
+            instruction, input, answers = turns.text("human").strip(), "", [turns.text("gpt").strip()]
+        else:
+            instruction, input = _optional(row, self.instruction), _optional(row, self.input)
+            answers = _texts(row, str(self.output))
+        if not (instruction or input):
+            raise LorachainsError(f"{row.source}: instruction and input are empty: give one of them or delete the row")
+        if not answers or not all(answers):
+            raise LorachainsError(f"{row.source}: an answer is empty: give one or delete the row")
+        task = row.text(self.task).strip() if self.task else self.label
+        return Record(_checked(task, row.source), instruction, input, tuple(dict.fromkeys(answers)), row.source)
+
+
+def find_columns(names: Iterable[str], given: Mapping[str, str | None], label: str, source: str) -> Columns:
+    """The columns of a file: those given, and the usual ones of what isn't.
+
+    Args:
+        names: of all fields that its rows have.
+        label: of all rows, where there is no column of labels.
+        source: the file, for errors.
+
+    Raises:
+        LorachainsError: a column that is given isn't there, or there is none of requests, or none of answers.
+    """
+    if unknown := sorted(given.keys() - NAMES.keys()):
+        raise LorachainsError(f"data.columns has {', '.join(unknown)}: choose of {', '.join(NAMES)}")
+    there = list(names)
+    shown = f"{source}: the columns are {', '.join(there)}"
+    for what, name in given.items():
+        if name and name.partition(".")[0] not in there:
+            raise LorachainsError(f"{shown}, but data.columns.{what} is {name!r}: name one of them")
+    found = {
+        what: given.get(what) or next((name for name in usual if name in there), None) for what, usual in NAMES.items()
+    }
+    if not found["conversations"] and not (found["output"] and (found["instruction"] or found["input"])):
+        raise LorachainsError(
+            f"{shown}, and none is known as a request or as an answer: "
+            "name them with data.columns.instruction, data.columns.input and data.columns.output"
+        )
+    return Columns(**found, label=label)
+
+
+def records(rows: Iterable[Row], given: Mapping[str, str | None], label: str, source: str) -> list[Record]:
+    """The records of one file's rows; see `find_columns`."""
+    listed = list(rows)
+    names = dict.fromkeys(name for row in listed for name in row.values)
+    return list(map(find_columns(names, given, label, source).record, listed)) if listed else []
+
+
+def superni_rows(path: Path, definition: bool) -> Iterator[Row]:
+    """The instances of a Super-NaturalInstructions task file (Wang et al. 2022) as rows, labelled by the file's name.
+
+    Instances with an empty input, which some official files have, are left out.
+
+    Args:
+        definition: whether the task's definition is their instruction; it gives the task away.
+
+    Raises:
+        LorachainsError: it isn't such a file.
+    """
+    task = read_json(path)
+    if not isinstance(task, dict) or not isinstance(instances := task.get("Instances"), list):
+        raise LorachainsError(f"{path}: no object with Instances: data=superni reads the original task files")
+    texts = _texts(Row(task, str(path)), "Definition") if definition else []
+    empty = 0
+    for index, instance in enumerate(instances):
+        source = f"{path}#{index}"
+        if not isinstance(instance, dict):
+            raise LorachainsError(f"{source}: {instance!r:.60} is no object: correct or delete the instance")
+        if str(instance.get("input") or "").strip():
+            yield Row({"task": path.stem, "instruction": "\n".join(texts), **instance}, source)
+        else:
+            empty += 1
+    if empty:
+        log.warning("%s: %d instances left out, whose input is empty", path.name, empty)
+
+
+def _optional(row: Row, column: str | None) -> str:
+    """The column's text, "" where the row has none."""
+    absent = column is None or ("." not in column and row.values.get(column) is None)
+    return "" if absent else row.text(str(column)).strip()
+
+
+def _texts(row: Row, column: str) -> list[str]:
+    """The texts of a column that holds one, or a list of them."""
+    value = row.values.get(column)
+    if not isinstance(value, list):
+        return [row.text(column).strip()]
+    parts = Row({f"{column}[{i}]": text for i, text in enumerate(value)}, row.source)
+    return [parts.text(name).strip() for name in parts.values]
+
+
+def _first_turns(row: Row, column: str) -> Row:
+    """The first turn of a human that gets a reply, and the reply."""
+    turns = row.values.get(column)
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise LorachainsError(f"{row.source}: field '{column}' is no list of turns: correct or delete the row")
+    said = [(turn.get("from"), turn.get("value")) for turn in turns]
+    for (speaker, question), (other, answer) in pairwise(said):
+        if (speaker, other) == ("human", "gpt"):
+            return Row({"human": question, "gpt": answer}, row.source)
+    raise LorachainsError(f"{row.source}: no turn of 'human' is followed by one of 'gpt': correct or delete the row")
+
+
+def _checked(label: str, source: str) -> str:
+    """The label, which names a folder of the run and metrics."""
+    if not label or label in (".", "..") or set(label) & set("/\\\0\n"):
+        raise LorachainsError(
+            f"{source}: the task label is {label!r}: it names a folder, so give one that isn't empty and has no slash"
+        )
+    return label
