@@ -120,3 +120,11 @@ def test_jobs_without_adapters_stay_apart(method: str) -> None:
     assert "has no adapters" in str(why_alone(alone[0]))
     assert why_alone(job()) is None
     assert trunk(job("method=cola"), alone) is trunk(alone[0], [job()]) is None
+
+
+def test_rows_keep_apart_where_the_vocabulary_is_pruned_to_them() -> None:
+    """The order that they are trained in doesn't."""
+    first = job("model.prune_vocab=true")
+    assert why_apart(first, job("model.prune_vocab=true", "data.seed=1")) == ["data.seed"]
+    assert why_apart(first, job("model.prune_vocab=true", "data.task=chain_sum")) == ["data.task"]
+    assert why_apart(first, job("model.prune_vocab=true", "data.order_seed=7", "optim.lr=1e-5")) == []

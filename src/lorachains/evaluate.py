@@ -13,11 +13,13 @@ from rich.progress import track
 
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
-from lorachains.data import Serving
+from lorachains.corpus import prune_to, settle
+from lorachains.data import Serving, TaskDataModule
 from lorachains.data.demonstrations import check_number, demonstrated
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generate, generator, predict, summarise
 from lorachains.loading import attach_adapter
+from lorachains.models import LanguageModel
 from lorachains.of_run import split_arguments, take_from_run
 from lorachains.packing import packs
 from lorachains.routing import Routing
@@ -30,11 +32,16 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.split not in ("val", "test"):
         raise LorachainsError(f"split is {cfg.split!r}: choose val or test")
     base = instantiate(cfg.model)
-    data = instantiate(cfg.data, tokenizer=base.tokenizer)
+    data = _data(cfg, base)
+    if base.prune_vocab:
+        base, before = prune_to(base, [data]), data
+        data = _data(cfg, base)
+        base = settle(base, [before], [data])
     routing = attach_adapter(base, Path(cfg.adapter)).routing if cfg.adapter else Routing()
     positions = getattr(base.model.config, "max_position_embeddings", None)
     check_number("demonstrations", cfg.demonstrations)
-    data.setup("test")
+    if base.pruned and cfg.demonstrations:
+        raise LorachainsError("model.prune_vocab keeps the tokens of single rows: set it to false, or demonstrations=0")
     data, _ = demonstrated(data, cfg.demonstrations, cfg.seed, positions)
     data.check_fits(positions)
     data.serve(Serving(), by_length=not packs(base.model))
@@ -56,6 +63,12 @@ def evaluate(cfg: DictConfig) -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_predictions(predictions)
         folder.write_metrics(metrics)
+
+
+def _data(cfg: DictConfig, base: LanguageModel) -> TaskDataModule:
+    data: TaskDataModule = instantiate(cfg.data, tokenizer=base.tokenizer)
+    data.setup("test")
+    return data
 
 
 def main() -> None:

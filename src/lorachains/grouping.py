@@ -14,6 +14,9 @@ STACKABLE = frozenset(
 )  # fmt: skip
 """The settings that each adapter of a bank has its own of; so are the numbers among `optim.optimizer`'s."""
 
+ROWS = frozenset({"data.seed", "data.task"})
+"""Those of them that choose other rows."""
+
 ABSENT = "absent"
 """What stands for the value of a setting that a job doesn't have."""
 
@@ -82,7 +85,12 @@ def told(values: Mapping[str, Sequence[Any]], most: int = 8) -> str:
 
 def _shared(settings: Settings) -> dict[str, str]:
     """What the jobs of a group have in common: all settings as JSON, but for the values of the stackable ones."""
-    return {key: "" if _stackable(key, value) else json.dumps(value) for key, value in flat(settings).items()}
+    # A vocabulary pruned to the rows of several runs isn't that of each alone.
+    own_rows = ROWS if settings["model"].get("prune_vocab") else ()
+    return {
+        key: "" if _stackable(key, value) and key not in own_rows else json.dumps(value)
+        for key, value in flat(settings).items()
+    }
 
 
 def _ties_none(settings: Settings) -> bool:

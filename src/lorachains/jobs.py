@@ -16,6 +16,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from lorachains.cli import settings_of
+from lorachains.corpus import check_adapted, prune_to, settle
 from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.errors import LorachainsError
 from lorachains.inject import check_config
@@ -116,9 +117,9 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
     take_device(first.trainer)
     reset_peak()
     seed_everything(first.seed, verbose=False)
-    base = instantiate(first.model)
-    data, methods = _built(jobs, base)
+    base, data, methods = _loaded(jobs)
     method = stack(methods, base)
+    check_adapted(base)
     checkpoint = checkpoint_of(jobs)
     if len(jobs) > 1 and checkpoint.is_file() and not first.resume:
         _start_afresh(checkpoint, first.overwrite)
@@ -140,6 +141,17 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
     if len(jobs) > 1 and writes():
         checkpoint.unlink(missing_ok=True)
     return outcomes
+
+
+def _loaded(jobs: Sequence[Job]) -> tuple[LanguageModel, RunsDataModule, list[Any]]:
+    """The base, pruned to the data if that is asked for, and what `_built` makes of it."""
+    base: LanguageModel = instantiate(jobs[0].cfg.model)
+    data, methods = _built(jobs, base)
+    if base.prune_vocab:
+        base, before = prune_to(base, data.runs), data.runs
+        data, methods = _built(jobs, base)
+        base = settle(base, before, data.runs)
+    return base, data, methods
 
 
 def _start_afresh(checkpoint: Path, overwrite: bool) -> None:
@@ -192,7 +204,7 @@ def _built(jobs: Sequence[Job], base: LanguageModel) -> tuple[RunsDataModule, li
         raise _Apart("settings that can't be used", [*([good] if good else []), *([job] for job in bad)])
     by_length: dict[int, list[Job]] = {}
     for job, run in zip(jobs, runs, strict=True):
-        by_length.setdefault(-(-len(run.rows("train")) // run.batch_size), []).append(job)
+        by_length.setdefault(len(run.batches()), []).append(job)
     if len(by_length) > 1:
         raise _Apart("epochs of different lengths", list(by_length.values()))
     return RunsDataModule(runs), methods
@@ -217,7 +229,7 @@ def _fork(jobs: Sequence[Job], data: RunsDataModule) -> Path | None:
 def _first_knot(job: Job, knots: DictConfig, data: RunsDataModule) -> int | None:
     """The optimizer steps before a job's first knot; `None` without one, or if the schedule doesn't fit the run."""
     trainer, run = job.cfg.trainer, data.runs[0]
-    per_epoch = -(-len(run.rows("train")) // run.batch_size // trainer.accumulate_grad_batches)
+    per_epoch = -(-len(run.batches()) // trainer.accumulate_grad_batches)
     limits = [trainer.max_epochs * per_epoch, trainer.max_steps]
     try:
         return next(iter(instantiate(knots).plan(min(n for n in limits if n > 0), per_epoch)), None)

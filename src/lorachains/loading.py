@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lorachains.chain import Chain
 from lorachains.errors import LorachainsError
-from lorachains.models import LanguageModel, fingerprint
+from lorachains.models import LanguageModel, base_fingerprint
 from lorachains.peft_format import CONFIG, check_base, read_config
 from lorachains.run_folder import RunFolder
 from lorachains.transfer import begin_with, load_adapter
@@ -19,7 +19,7 @@ def attach_adapter(base: LanguageModel, folder: Path) -> Chain:
     Raises:
         LorachainsError: there is no adapter, it can't be read, or it belongs to another base.
     """
-    check_base(folder, base.name, fingerprint(base.model))
+    check_base(folder, base.name, base_fingerprint(base))
     config = read_config(folder)
     config.init_lora_weights = True  # the weights are loaded
     chain = Chain(base.model, config)
@@ -40,5 +40,5 @@ def go_on_from(chain: Chain, base: LanguageModel, start: Path, links: int | None
     folder = start if (start / CONFIG).is_file() else RunFolder(start).adapter
     if not (folder / CONFIG).is_file():
         raise LorachainsError(f"start_from is {start}: give the folder of a run or of an adapter, with its {CONFIG}")
-    check_base(folder, base.name, fingerprint(base.model))
+    check_base(folder, base.name, base_fingerprint(base))
     begin_with(chain, folder, links)

@@ -81,7 +81,7 @@ class Session:
             metrics = {f"test/{k}": v for k, v in at_best[run].items()} | {
                 f"test_last/{k}": v for k, v in last[run].items()
             }
-            metrics |= self._save(run, folder) | self._costs(run) | figures
+            metrics |= self._save(run, folder) | self._costs(run) | figures | dict(self.method.base.facts)
             self.loggers[run].log_metrics(metrics, step=self.trainer.global_step)
             if writes():
                 folder.write_metrics(metrics)

@@ -58,12 +58,11 @@ def test_two_steps(group: str, option: str, train: Train, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("group", "option"), options("data"))
 def test_two_steps_on_each_data_set(group: str, option: str, train: Train, request: pytest.FixtureRequest) -> None:
-    root = [] if option == "reasoning_gym" else [f"data.root={request.getfixturevalue('data_root')}"]
-    done = train(f"data={option}", *root, "data.max_length=512", "hydra.run.dir=run")
     place = [] if option == "reasoning_gym" else [f"data.root={request.getfixturevalue('data_root')}"]
     if option == "instructions":
         place = [f"data.path={request.getfixturevalue('data_root')}/firefly/Couplet.jsonl"]
-    done = train(f"data={option}", *place, *([ONE_TASK[option]] if option in ONE_TASK else []), "hydra.run.dir=run")
+    task = [ONE_TASK[option]] if option in ONE_TASK else []
+    done = train(f"data={option}", *place, *task, "data.max_length=512", "hydra.run.dir=run")
     assert done.code == 0, done.err
 
 

@@ -41,8 +41,11 @@ def test_given_columns_come_before_usual_ones() -> None:
         ({"kind": "a", "input": "x"}, "f:7: field 'target' is missing"),
         ({"kind": "a", "input": "x", "target": None}, "f:7: field 'target' is null"),
         ({"kind": "a", "input": "x", "target": "  "}, "f:7: an answer is empty"),
-        ({"kind": "a", "input": "x", "target": []}, "f:7: an answer is empty"),
-        ({"kind": "a", "input": "x", "target": ["y", 3]}, r"f:7: field 'target\[1\]' is 3, expected text"),
+        ({"kind": "a", "input": "x", "target": []}, r"f:7: field 'target' is \[\], expected a list of texts"),
+        (
+            {"kind": "a", "input": "x", "target": ["y", 3]},
+            r"f:7: field 'target' is \['y', 3\], expected a list of texts",
+        ),
         ({"kind": "a", "input": " ", "target": "y"}, "f:7: instruction and input are empty"),
         ({"kind": "a", "input": 3, "target": "y"}, "f:7: field 'input' is 3, expected text"),
         ({"input": "x", "target": "y"}, "f:7: field 'kind' is missing"),
@@ -97,16 +100,16 @@ def test_superni_instances_with_and_without_the_definition(definition: bool, req
     path = _task_file(tmp_path)
     [record] = map(Columns().record, superni_rows(path, definition))  # the other instance has no input
     assert (record.task, record.request, record.answers) == ("task1_x", request_, ("b", "c"))
-    assert record.source == f"{path}#0"
+    assert record.source == f"{path}/Instances[0]"
 
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"Instances": 3}, "task1_x.json: no object with Instances"),
-        ({"Instances": [3]}, "task1_x.json#0: 3 is no object"),
-        ({"Instances": [{"input": "x"}]}, "task1_x.json#0: field 'output' is missing"),
-        ({"Definition": [1]}, r"task1_x.json: field 'Definition\[0\]' is 1"),
+        ({"Instances": 3}, "task1_x.json: field 'Instances' is 3, expected a list of objects"),
+        ({"Instances": [3]}, r"task1_x.json: field 'Instances\[0\]' is 3, expected an object"),
+        ({"Instances": [{"input": "x"}]}, r"task1_x.json/Instances\[0\]: field 'output' is missing"),
+        ({"Definition": [1]}, r"task1_x.json: field 'Definition' is \[1\]"),
     ],
 )
 def test_bad_task_files_are_named(changes: dict[str, Any], fault: str, tmp_path: Path) -> None:

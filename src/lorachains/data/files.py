@@ -36,16 +36,11 @@ def read_rows(path: Path) -> Iterator[Row]:
     return readers.get(path.suffix, read_file)(path)
 
 
-def read_json(path: Path) -> Any:
-    """What the JSON file holds. Raises `LorachainsError` where it is none."""
+def _read_json(path: Path) -> Iterator[Row]:
     try:
-        return json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise LorachainsError(f"{path}: not JSON ({error}): correct the file, or name it .jsonl") from error
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    values = read_json(path)
     if not isinstance(values, list):
         raise LorachainsError(f"{path}: a {type(values).__name__}, expected a list of objects: correct the file")
     return _objects(path, values)

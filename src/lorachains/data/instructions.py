@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from lorachains.data.files import read_json
-from lorachains.data.rows import Row
+from lorachains.data.rows import Row, read_document
 from lorachains.errors import LorachainsError
 
 log = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ class Columns:
             answers = _texts(row, str(self.output))
         if not (instruction or input):
             raise LorachainsError(f"{row.source}: instruction and input are empty: give one of them or delete the row")
-        if not answers or not all(answers):
+        if not all(answers):
             raise LorachainsError(f"{row.source}: an answer is empty: give one or delete the row")
         task = row.text(self.task).strip() if self.task else self.label
         return Record(_checked(task, row.source), instruction, input, tuple(dict.fromkeys(answers)), row.source)
@@ -129,17 +128,13 @@ def superni_rows(path: Path, definition: bool) -> Iterator[Row]:
     Raises:
         LorachainsError: it isn't such a file.
     """
-    task = read_json(path)
-    if not isinstance(task, dict) or not isinstance(instances := task.get("Instances"), list):
-        raise LorachainsError(f"{path}: no object with Instances: data=superni reads the original task files")
-    texts = _texts(Row(task, str(path)), "Definition") if definition else []
+    task = read_document(path)
+    texts = task.texts("Definition") if definition else []
     empty = 0
-    for index, instance in enumerate(instances):
-        source = f"{path}#{index}"
-        if not isinstance(instance, dict):
-            raise LorachainsError(f"{source}: {instance!r:.60} is no object: correct or delete the instance")
-        if str(instance.get("input") or "").strip():
-            yield Row({"task": path.stem, "instruction": "\n".join(texts), **instance}, source)
+    for instance in task.rows("Instances"):
+        if str(instance.values.get("input") or "").strip():
+            values = {"task": path.stem, "instruction": "\n".join(texts), **instance.values}
+            yield Row(values, instance.source)
         else:
             empty += 1
     if empty:
@@ -155,10 +150,8 @@ def _optional(row: Row, column: str | None) -> str:
 def _texts(row: Row, column: str) -> list[str]:
     """The texts of a column that holds one, or a list of them."""
     value = row.values.get(column)
-    if not isinstance(value, list):
-        return [row.text(column).strip()]
-    parts = Row({f"{column}[{i}]": text for i, text in enumerate(value)}, row.source)
-    return [parts.text(name).strip() for name in parts.values]
+    texts = row.texts(column) if isinstance(value, list) else [row.text(column)]
+    return [text.strip() for text in texts]
 
 
 def _first_turns(row: Row, column: str) -> Row:

@@ -18,7 +18,7 @@ from lorachains.batch import TokenBatch
 from lorachains.chain import Chain, LiveLink
 from lorachains.loading import go_on_from
 from lorachains.methods.training import Trained
-from lorachains.models import LanguageModel, fingerprint
+from lorachains.models import LanguageModel, base_fingerprint
 from lorachains.optim import AdapterRates, Optim, alike, build, clip_per_adapter
 from lorachains.packing import hard_route
 from lorachains.parallel import writes
@@ -51,7 +51,7 @@ class Lora(Trained):
         configs = [config for config in adapters for _ in self.names]
         self.chain = Chain(base.model, configs, [s + expert for s in self.seeds for expert in range(len(self.names))])
         self.routing = self.chain.routing
-        self._fingerprint = fingerprint(base.model)  # before training: a merge changes the weights
+        self._fingerprint = base_fingerprint(base)  # before training: a merge changes the weights
         if start_from is not None:
             go_on_from(self.chain, base, Path(start_from), start_links)
 

@@ -51,6 +51,8 @@ class Icl(ZeroShot):
         positions = getattr(self.model.config, "max_position_embeddings", None)
         data.setup()
         [run] = data.runs
+        if self.base.pruned and self.demonstrations:
+            raise LorachainsError("model.prune_vocab keeps the tokens of single rows: set it to false with method=icl")
         run, self._mean = demonstrated(run, self.demonstrations, self.seeds[0], positions)
         return RunsDataModule([run])
 

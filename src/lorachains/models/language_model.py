@@ -1,32 +1,64 @@
 """What every way to get a base model returns."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorachains.errors import LorachainsError
 from lorachains.models.checkpointing import checkpoint_layers
+from lorachains.models.identity import fingerprint
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
+class Pruned:
+    """What became of a pruned vocabulary.
+
+    Attributes:
+        kept: the tokens kept, by their ids before; a token's place is its id now.
+        fingerprint: of the weights before.
+    """
+
+    kept: tuple[int, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model and its tokenizer. `name` is what the user gave: a hub name, a folder or a GGUF file."""
+    """A causal language model and its tokenizer.
+
+    Attributes:
+        name: what the user gave: a hub name, a folder or a GGUF file.
+        prune_vocab: whether only the tokens of the data are to be kept, once these are known.
+        pruned: what became of that.
+        facts: numbers about it that belong into `metrics.json`.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    prune_vocab: bool = False
+    pruned: Pruned | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+def base_fingerprint(base: LanguageModel) -> str:
+    """Of the weights that its adapters belong to: before pruning, which adapters take no notice of."""
+    return base.pruned.fingerprint if base.pruned else fingerprint(base.model)
 
 
 def ready_to_train(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, *, checkpointing: bool = False
-) -> LanguageModel:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, *, checkpointing: bool = False,
+    prune_vocab: bool = False,
+) -> LanguageModel:  # fmt: skip
     """Settles what pretrained models leave open: the padding token, and a key/value cache for generation only.
 
     Args:
         checkpointing: whether activations are recomputed in the backward pass: see `checkpoint_layers`.
+        prune_vocab: see `LanguageModel`.
     """
     if checkpointing:
         checkpoint_layers(model)
@@ -36,7 +68,7 @@ def ready_to_train(
     if model.generation_config is not None:
         model.generation_config.use_cache = True
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return LanguageModel(model, tokenizer, name)
+    return LanguageModel(model, tokenizer, name, prune_vocab)
 
 
 def torch_dtype(dtype: str) -> torch.dtype:

@@ -27,6 +27,7 @@ def load(
     attn_implementation: str | None = None,
     checkpointing: bool = False,
     quantization: str | None = None,
+    prune_vocab: bool = False,
     cache_dir: str | None = None,
     fallback: Wheels | None = None,
     random_weights: bool = False,
@@ -43,7 +44,7 @@ def load(
         _refuse(quantization, "random weights")
         return random_llm(
             name, architecture=architecture, dtype=dtype, attn_implementation=attn_implementation,
-            checkpointing=checkpointing,
+            checkpointing=checkpointing, prune_vocab=prune_vocab,
         )  # fmt: skip
     weights = torch_dtype(dtype)
     cache = Path(cache_dir or os.environ.get("LORACHAINS_CACHE") or "~/.cache/lorachains").expanduser()
@@ -61,7 +62,7 @@ def load(
         reason = " ".join(str(error).split())
         raise LorachainsError(f"model.name is {name!r}: transformers can't load it ({reason})") from error
     keep_weights(model)
-    return ready_to_train(model, tokenizer, name, checkpointing=checkpointing)
+    return ready_to_train(model, tokenizer, name, checkpointing=checkpointing, prune_vocab=prune_vocab)
 
 
 def safetensors_folder(name: str) -> Path | None:

@@ -32,6 +32,7 @@ def random_llm(
     dtype: str = "float32",
     attn_implementation: str | None = None,
     checkpointing: bool = False,
+    prune_vocab: bool = False,
     seed: int = 0,
 ) -> LanguageModel:
     """A model of `architecture` (the fields of its transformers config, with `model_type`), reading bytes as tokens.
@@ -52,12 +53,12 @@ def random_llm(
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch_dtype(dtype), attn_implementation=attn_implementation
         )
-    return ready_to_train(model, tokenizer, name, checkpointing=checkpointing)
+    return ready_to_train(model, tokenizer, name, checkpointing=checkpointing, prune_vocab=prune_vocab)
 
 
 def tiny(
     *, seed: int = 0, hidden_size: int = 64, num_hidden_layers: int = 2, dtype: str = "float32",
-    checkpointing: bool = False,
+    checkpointing: bool = False, prune_vocab: bool = False,
 ) -> LanguageModel:  # fmt: skip
     """A random Llama of about 0.1M parameters, for tests."""
     architecture = {
@@ -71,4 +72,6 @@ def tiny(
         "max_position_embeddings": 1024,
         "tie_word_embeddings": True,
     }
-    return random_llm("tiny", architecture=architecture, dtype=dtype, checkpointing=checkpointing, seed=seed)
+    return random_llm(
+        "tiny", architecture=architecture, dtype=dtype, checkpointing=checkpointing, prune_vocab=prune_vocab, seed=seed
+    )
