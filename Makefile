@@ -21,8 +21,8 @@ demo: $(SETUP) ## fine-tune a real model with LoRA and with COLA, and compare th
 	$(BIN)/python -m lorachains.train -m experiment=demo method=lora,cola hydra.sweep.dir=runs/demo
 	$(BIN)/python -m lorachains.report runs/demo
 
-test: $(SETUP) ## run the tests
-	$(BIN)/python -m pytest
+test: $(SETUP) ## run the tests, in a process for each core
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 test-slow: $(SETUP) ## run the tests that download a model or take minutes
 	$(BIN)/python -m pytest -m slow
