@@ -112,7 +112,10 @@ class RunFolder:
         if not self.metrics.is_file():
             raise LorachainsError(f"{self.path} holds no finished run: metrics.json is missing")
         try:
-            return dict(json.loads(self.metrics.read_text()))
+            metrics = json.loads(self.metrics.read_text(encoding="utf-8"))
+            if not isinstance(metrics, dict):
+                raise ValueError("no object of metrics")
+            return metrics
         except ValueError as error:
             raise LorachainsError(
                 f"{self.metrics} can't be read as JSON ({error}): run it again with overwrite=true"
