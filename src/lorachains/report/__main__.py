@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
+from lorachains.errors import LorachainsError
 from lorachains.report.assembly import Report, make_report, write_report
 from lorachains.report.formats import terminal
 from lorachains.report.layout import Layout
@@ -21,12 +22,32 @@ from lorachains.report.reading import read_runs
 def report(folders: Sequence[Path], cfg: DictConfig) -> Report:
     """What the settings of conf/report.yaml ask for, of the runs in and under the folders."""
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    check_kinds(settings)
     names = ("rows", "columns", "seeds", "metric", "n_seeds", "ignore", "labels")
     layout = Layout(**{name: settings[name] for name in names}, **settings["select"])
     runs, left_out = read_runs(folders, settings["ignore"], settings["split_tasks"])
     given = {name: settings[name] for name in ("title", "also", "baseline", "x", "table")}
     published = settings["published"] and Path(settings["published"])
     return make_report(runs, left_out, layout, published=published, **given)
+
+
+def check_kinds(settings: dict[str, Any]) -> None:
+    """Checks that what should be a list is one, and what should be settings too.
+
+    Raises:
+        LorachainsError: names the setting, its value, and what is expected.
+    """
+    named = settings | {"select.over": settings["select"]["over"]}
+    for key in ("rows", "columns", "also", "seeds", "ignore", "select.over"):
+        value = named[key]
+        if not isinstance(value, list) and not (key == "rows" and value is None):
+            raise LorachainsError(f"{key} is {value!r}: give a list, as [method]")
+    for key, example in (
+        ("baseline", "settings, as {method: lora}"),
+        ("labels", "labels and what to write, as {cola: COLA}"),
+    ):
+        if settings[key] is not None and not isinstance(settings[key], dict):
+            raise LorachainsError(f"{key} is {settings[key]!r}: give {example}")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lorachains.errors import LorachainsError
 from lorachains.report import formats, tables
 from lorachains.report.cells import Cell, make_cells
 from lorachains.report.comparing import Comparison, compare_rows
@@ -42,8 +43,12 @@ def make_report(
     """The tables and figures of the runs. The arguments are those of conf/report.yaml.
 
     Raises:
-        LorachainsError: the runs don't fit into the layout, there is no such baseline, or the paper's file is wrong.
+        LorachainsError: no run has one of the keys, the runs don't fit into the layout, there is no such baseline, or
+            the paper's file is wrong.
     """
+    for key in [*also, *([x] if x else [])]:
+        if all(run.value(key) is None for run in runs):
+            raise LorachainsError(f"no run has {key}, which also or x asks for")
     theirs = read_published(published, table) if published else []
     cells, more_left_out = make_cells(runs, layout)
     splits = ("test", "test_last") if baseline else ()

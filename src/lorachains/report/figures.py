@@ -105,9 +105,9 @@ def _candidates(axis: Axes, cells: Sequence[Cell]) -> None:
         if len(points) < 2:
             continue
         axis.plot(*zip(*points, strict=True), "o" + STYLES[i % 4], color=f"C{i % 10}", label=cell.row)
-        chosen = _number(cell.chosen or "")
-        ring = [y for x, y in points if x == chosen]
-        axis.scatter([chosen] * len(ring), ring, s=110, facecolor="none", edgecolor=INK)
+        for x, y in points:
+            if x == _number(cell.chosen or ""):
+                axis.scatter(x, y, s=110, facecolor="none", edgecolor=INK)
         axis.set(xscale="log" if points[0][0] > 0 else "linear", xlabel=(cell.chosen or "").partition("=")[0])
         axis.set_ylabel("mean validation result")
 

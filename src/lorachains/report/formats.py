@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from rich import box
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from lorachains.report.cells import Cell
 from lorachains.report.comparing import Comparison
@@ -46,17 +46,12 @@ def latex_text(text: str) -> str:
 
 def terminal(table: Table) -> RichTable:
     """For a rich console."""
-    result = RichTable(
-        title=table.title,
-        caption="\n".join(table.notes),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-    )
+    notes = Text("\n".join(table.notes))
+    result = RichTable(title=Text(table.title), caption=notes, title_justify="left", caption_justify="left")
     for i, name in enumerate(table.header):
-        result.add_column(name, overflow="fold", justify="left" if i == 0 else "right")
+        result.add_column(Text(name), overflow="fold", justify="left" if i == 0 else "right")
     for row in table.rows:
-        result.add_row(*row)
+        result.add_row(*map(Text, row))
     return result
 
 

@@ -88,7 +88,7 @@ def read_runs(
         The runs, and why which folders were left out: they are damaged, no run of ours, or there a second time.
 
     Raises:
-        LorachainsError: a folder doesn't exist, or there is no run.
+        LorachainsError: a folder doesn't exist, or there is no finished run.
     """
     runs, left_out, seen = list[Run](), dict[Path, str](), dict[str, Path]()
     for path in sorted(_run_folders(folders)):

@@ -146,13 +146,15 @@ def comparisons(found: Sequence[Comparison], published: Sequence[Published], spl
 
 
 def beside_paper(cells: Sequence[Cell], published: Sequence[Published]) -> Table:
-    """The paper's values and ours, and how they differ. Neither is filled in where it is missing."""
-    ours = {(same_label(c.row), same_label(c.column), unit(c.metric)): c for c in cells}
+    """The paper's values and ours of the same unit, and how they differ. Neither is filled in where it is missing."""
+    ours = {(same_label(c.row), same_label(c.column), unit(c.metric)): c for c in cells if c.runs}
+    run = {key[:2] for key in ours}
     rows, seen = [], set()
     for value in published:
         key = same_label(value.row), same_label(value.column), value.unit
         seen.add(key)
-        rows.append([value.row, value.column, value.unit, _told(value), *_beside(ours.get(key), value.value)])
+        texts = _beside(ours[key], value.value) if key in ours else (NOTHING if key[:2] in run else "not run", NOTHING)
+        rows.append([value.row, value.column, value.unit, _told(value), *texts])
     for key, cell in ours.items():
         if key not in seen:
             rows.append([cell.row, cell.column, key[2], NOTHING, *_beside(cell, None)])
@@ -173,11 +175,15 @@ def number(value: float, form: str = ".2f") -> str:
     return f"−{text[1:]}" if text.startswith("-") and float(text) else text.removeprefix("-")
 
 
+def form(value: float) -> str:
+    """How a number of its size is written: by powers of ten if it is large or tiny."""
+    return ".2f" if 0.01 <= abs(value) < 1e5 or value == 0 else ".2e"
+
+
 def mean_and_spread(values: Sequence[float]) -> str:
-    """`mean ± standard deviation`, or the one value; both by powers of ten if the mean is large or tiny."""
+    """`mean ± standard deviation`, or the one value."""
     mean, deviation = fmean(values), spread(values)
-    form = ".2f" if 0.01 <= abs(mean) < 1e5 or mean == 0 else ".2e"
-    return number(mean, form) + ("" if deviation is None else f" ± {number(deviation, form)}")
+    return number(mean, form(mean)) + ("" if deviation is None else f" ± {number(deviation, form(mean))}")
 
 
 def _mean_of(cell: Cell, values: Sequence[float]) -> str:
@@ -217,15 +223,11 @@ def _differences(c: Comparison, factor: float) -> list[str]:
 
 
 def _told(value: Published) -> str:
-    return (
-        "not printed"
-        if value.value is None
-        else number(value.value) + ("" if value.status == "printed" else f" ({value.status})")
-    )
+    if value.value is None:
+        return "not printed"
+    return number(value.value, form(value.value)) + ("" if value.status == "printed" else f" ({value.status})")
 
 
-def _beside(cell: Cell | None, theirs: float | None) -> tuple[str, str]:
-    values = [v * scale(cell.metric) for v in cell.results("test").values()] if cell else []
-    if cell is None or not values:
-        return "not run", NOTHING
+def _beside(cell: Cell, theirs: float | None) -> tuple[str, str]:
+    values = [value * scale(cell.metric) for value in cell.results("test").values()]
     return _mean_of(cell, values), NOTHING if theirs is None else number(fmean(values) - theirs)
