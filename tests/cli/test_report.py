@@ -44,6 +44,15 @@ def test_tables_are_printed_and_files_are_written(command: Command) -> None:
     assert "COLA & 62.50 (1)" in Path("out/report/report.tex").read_text()
 
 
+def test_an_earlier_report_does_not_shine_through(command: Command) -> None:
+    assert command("runs", "baseline={method:lora}", "output=out", "columns=[model]").code == 0
+    assert Path("out/figures/scores-1-some-model.svg").is_file()
+    assert command("runs", "output=out").code == 0
+    assert {file.name for file in Path("out").rglob("*.*")} == {
+        "report.html", "report.md", "report.tex", "cells.csv", "runs.csv", "scores-1-rte.png", "scores-1-rte.svg",
+    }  # fmt: skip
+
+
 def test_a_folder_may_be_named_like_a_setting(command: Command) -> None:
     done = command("runs/lr=0.1/lora", "runs/lr=0.1/cola", "select.over=[]", "also=[]")
     assert done.code == 0, done.err

@@ -67,7 +67,13 @@ def make_report(
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Writes `report.html`, `report.md`, `report.tex`, `cells.csv`, `runs.csv`, `comparisons.csv` and `figures/`."""
+    """Writes `report.html`, `report.md`, `report.tex`, `cells.csv`, `runs.csv`, `comparisons.csv` and `figures/`.
+
+    Those of an earlier report in the folder don't stay.
+    """
+    if (folder / "report.html").is_file():
+        for old in (*folder.glob("figures/*.svg"), *folder.glob("figures/*.png"), folder / "comparisons.csv"):
+            old.unlink(missing_ok=True)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawings = {}
     for name, (title, figure) in report.figures.items():

@@ -14,6 +14,7 @@ def read_curve(run: Path, key: str) -> dict[int, float]:
         run.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name.rpartition("_")[2])
     ):
         with file.open(encoding="utf-8", newline="") as lines:
-            rows = csv.DictReader(lines)
+            # The run's last line tells its results: the validation there is that of the best epoch.
+            rows = [row for row in csv.DictReader(lines) if not row.get("run/seconds")]
             values |= {int(row["step"]): float(row[key]) for row in rows if row.get(key) and row.get("step")}
     return dict(sorted(values.items()))

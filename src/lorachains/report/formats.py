@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -44,15 +45,14 @@ def latex_text(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def terminal(table: Table) -> RichTable:
+def terminal(table: Table) -> Group:
     """For a rich console."""
-    notes = Text("\n".join(table.notes))
-    result = RichTable(title=Text(table.title), caption=notes, title_justify="left", caption_justify="left")
+    result = RichTable(title=Text(table.title), title_justify="left")
     for i, name in enumerate(table.header):
         result.add_column(Text(name), overflow="fold", justify="left" if i == 0 else "right")
     for row in table.rows:
         result.add_row(*map(Text, row))
-    return result
+    return Group(result, *(Text(note, style="dim") for note in table.notes), "")
 
 
 def cells_csv(cells: Sequence[Cell]) -> str:
