@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lorachains.errors import LorachainsError
-from lorachains.models import LanguageModel, fingerprint, base_fingerprint, prune
+from lorachains.models import LanguageModel, base_fingerprint, fingerprint, prune
 from lorachains.models.pruning import prune_tokenizer
 from tests.tiny import _FIELDS, ARCHITECTURES
 

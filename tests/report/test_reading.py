@@ -21,7 +21,6 @@ from tests.report.folders import make_run
         ("5", "no object of metrics"),
         ("{}", "no run/seconds"),
         ('{"run/seconds": 1}', "no test metric"),
-        ('{"run/seconds": 1, "test/loss": 1}', "no test metric"),
         ('{"run/seconds": 1, "test/accuracy": NaN}', "test/accuracy is nan: a finite number"),
         ('{"run/seconds": 1, "test/accuracy": "0.5"}', "test/accuracy is '0.5': a finite number"),
         ('{"run/seconds": 1, "test/accuracy": true}', "test/accuracy is True: a finite number"),
@@ -41,6 +40,20 @@ def test_wrong_metrics_are_named_and_left_out(
     assert list(left_out) == [bad]
     assert reason in left_out[bad]
     assert f"left out {bad}" in caplog.text
+
+
+def test_loss_is_the_metric_where_nothing_was_graded_and_a_set_of_all_tasks_goes_by_its_name(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    settings = OmegaConf.load(folder / "config.yaml")
+    settings.data = {"_target_": "lorachains.data.instruction_sets.moa", "tasks": None, "task": None}
+    OmegaConf.save(settings, folder / "config.yaml")
+    metrics = {"run/seconds": 1, "test/loss_token_weighted": 2.2, "test/loss": 2.3, "test/perplexity": 10.0}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    [run], _ = read_runs([tmp_path])
+    assert run.metric() == "loss"
+    assert run.tasks == ["moa"]
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"test/rougeL": 0.5, "test/exact_match": 0.25}))
+    assert read_runs([tmp_path])[0][0].metric() == "rougeL"
 
 
 def test_a_config_that_is_none_of_ours_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from lorachains.errors import LorachainsError
 from lorachains.report.layout import Layout, kind, natural
-from lorachains.report.reading import NOT_SHARES, Run
+from lorachains.report.reading import Run, is_share
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _candidates(
             f"{unknown[0]}: metrics.json has no val/{metric} and val/loss, by which to choose in {where}: make rows of "
             "what is to be chosen"
         )
-    chosen = choose(results, layout.by, metric in NOT_SHARES) if len(finished) > 1 else next(iter(finished), None)
+    chosen = choose(results, layout.by, not is_share(metric)) if len(finished) > 1 else next(iter(finished), None)
     return {name: _candidate(own, results.get(name, []), layout) for name, own in groups.items()}, chosen
 
 

@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 
 NOT_RUNS = frozenset({".hydra", "wandb"})
 """Folders inside a run's that hold a `config.yaml` too."""
-NOT_SHARES = frozenset({"loss", "perplexity"})
-"""Metrics that aren't shares from 0 to 1; of these, lower is better."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +55,32 @@ class Run:
     @property
     def tasks(self) -> list[str]:
         """The names of what it was trained on."""
-        return list(self.settings.get("data.tasks") or [self.settings["data.task"]])
+        given = self.settings.get("data.tasks") or [self.settings["data.task"] or short(self.settings["data._target_"])]
+        return list(given)
 
     def result(self, split: str, metric: str) -> float | None:
         """A metric of one split ("test", "test_last", "val")."""
         return (self.metrics or {}).get(f"{split}/{self.part}{metric}")
 
     def metric(self) -> str | None:
-        """The name of the test metric that `metrics.json` gives first, which selects; `None` if there is none."""
+        """The name of the test metric that selects: the first that `metrics.json` gives, loss where nothing was graded.
+
+        `None` if there is none.
+        """
         start = f"test/{self.part}"
         names = [key.removeprefix(start) for key in self.metrics or {} if key.startswith(start)]
-        return next((name for name in names if "/" not in name and name != "loss"), None)
+        own = [name for name in names if "/" not in name]
+        return next(filter(is_share, own), "loss" if "loss" in own else None)
 
 
 def short(target: str) -> str:
     """A class's path as the command line spells its name: `lorachains.methods.ZeroShot` is zero_shot."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", target.rsplit(".", 1)[-1]).lower()
+
+
+def is_share(metric: str) -> bool:
+    """Whether the metric is a share of 1, of which more is better; losses and perplexities are not."""
+    return not {"loss", "perplexity"} & set(re.split(r"[/_]", metric))
 
 
 def read_runs(
@@ -145,14 +153,14 @@ def _wrong(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What can't be in a training run's metrics."""
     if "run/seconds" not in metrics:
         yield "has no run/seconds: it is not that of a training run"
-    if all(not key.startswith("test/") or key.endswith("/loss") for key in metrics):
+    if not any(key.startswith("test/") for key in metrics):
         yield "has no test metric"
     for key, value in metrics.items():
-        split, name = key.split("/", 1)[0], key.rsplit("/", 1)[-1]
+        split = key.split("/", 1)[0]
         if type(value) not in (int, float) or not math.isfinite(value):
             if split in ("test", "test_last", "val", "run"):
                 yield f"says that {key} is {value!r}: a finite number is expected"
-        elif split in ("test", "test_last", "val") and name not in NOT_SHARES and not 0 <= value <= 1:
+        elif split in ("test", "test_last", "val") and is_share(key) and not 0 <= value <= 1:
             yield f"says that {key} is {value!r}: a share from 0 to 1 is expected"
 
 

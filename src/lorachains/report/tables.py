@@ -8,7 +8,7 @@ from statistics import fmean
 from lorachains.report.cells import Cell
 from lorachains.report.comparing import Comparison, verdict
 from lorachains.report.published import Published, same_label
-from lorachains.report.reading import NOT_SHARES, Run
+from lorachains.report.reading import Run, is_share
 from lorachains.report.statistics import spread
 
 NOTHING = "—"
@@ -36,7 +36,7 @@ class Table:
 
 def scale(metric: str) -> float:
     """By what a metric is multiplied to be shown: shares are told in per cent."""
-    return 1.0 if metric.rsplit("/", 1)[-1] in NOT_SHARES else 100.0
+    return 100.0 if is_share(metric) else 1.0
 
 
 def unit(metric: str) -> str:
