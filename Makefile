@@ -2,11 +2,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 
+TABLES := $(basename $(notdir $(wildcard sweeps/*.yaml)))
+SIZE ?= small
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check lint layers types format build clean
+.PHONY: $(TABLES) reproduce help setup demo test test-slow check lint layers types format build clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@echo 'a table or figure of a paper, with SIZE=paper (as published), small (one GPU) or smoke (two CPU cores), in minutes:'
+	@for table in $(TABLES); do sed -n "s/^title: /$$table\t/p" sweeps/$$table.yaml; sed -n 's/^minutes: {\(.*\)}/\t  \1/p' sweeps/$$table.yaml; done | expand -t 16
 
 setup: $(SETUP) ## make .venv and install lorachains into it
 
@@ -20,6 +25,12 @@ $(SETUP): pyproject.toml constraints.txt
 demo: $(SETUP) ## fine-tune a real model with LoRA and with COLA, and compare them (minutes)
 	$(BIN)/python -m lorachains.train -m experiment=demo method=lora,cola hydra.sweep.dir=runs/demo
 	$(BIN)/python -m lorachains.report runs/demo
+
+$(TABLES): $(SETUP)
+	$(BIN)/python -m lorachains.reproduce table=$@ size=$(SIZE)
+
+reproduce: $(SETUP) ## all tables and figures of the papers (SIZE=smoke: on two cores, in minutes); what is finished is not run again
+	$(BIN)/python -m lorachains.reproduce table=all size=$(SIZE)
 
 test: $(SETUP) ## run the tests, in a process for each core
 	$(BIN)/python -m pytest -n auto --maxprocesses 8

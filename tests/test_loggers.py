@@ -1,5 +1,6 @@
 """Each run's logger is its own and is closed whatever happens."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from lorachains.loggers import finishing, wandb_logger
+from lorachains.loggers import CLASSES, finishing, wandb_logger
+from tests.wandb_files import logged, records
 
 
 def test_csv_is_written_also_by_a_failing_run(tmp_path: Path) -> None:
@@ -31,7 +33,7 @@ def test_each_wandb_run_is_finished_and_its_own(tmp_path: Path) -> None:
     ids = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        logger = wandb_logger(str(tmp_path / name), "test", group="sweep", tags=["a"])
+        logger = wandb_logger(str(tmp_path / name), "test", "sweep", ["a"], log_predictions=False, log_adapter=False)
         try:
             with finishing(logger, {"optim": {"lr": 1e-3}}):
                 ids.append(logger.experiment.id)
@@ -55,7 +57,9 @@ def test_without_a_login_every_run_is_offline(tmp_path: Path) -> None:
     script = (
         "import sys; from lorachains.loggers import finishing, wandb_logger\n"
         "for name in ('first', 'second'):\n"
-        "    logger = wandb_logger(sys.argv[1] + '/' + name, 'test', group='sweep', tags=[])\n"
+        "    logger = wandb_logger(\n"
+        "        sys.argv[1] + '/' + name, 'test', group='sweep', tags=[], log_predictions=False, log_adapter=False\n"
+        "    )\n"
         "    with finishing(logger, {}):\n"
         "        assert logger.experiment.offline\n"
     )
@@ -68,3 +72,48 @@ def test_without_a_login_every_run_is_offline(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*/wandb/offline-run-*"))) == 2
+
+
+def finished_run(folder: Path, answers: list[str]) -> Path:
+    """A run's folder with predictions, all wrong but the first, and an adapter."""
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    rows = [
+        {"task": "cb", "source": f"val:{i}", "prompt": "?", "answer": answer, "prediction": answers[0], "loss": 0.5,
+         "scores": {"accuracy": float(i == 0)}, "candidates": [-0.1, -0.2]}
+        for i, answer in enumerate(answers)
+    ]  # fmt: skip
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_offline_folder_holds_what_was_asked_for(asked: bool, tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run", [" yes", " no", " yes"])
+    logger = wandb_logger(str(folder), "test", "sweep", [], log_predictions=asked, log_adapter=asked)
+    with finishing(logger, {"seed": 0}):
+        logger.log_metrics({"val/accuracy": 0.25}, step=1)
+        logger.log_metrics({"val/accuracy": 0.75, "test/accuracy": 0.5}, step=2)
+    [file] = folder.glob("wandb/offline-run-*/*.wandb")
+    found = records(file)
+    artifacts = {record.artifact.type for record in found if record.HasField("artifact")}
+    names = {name for name, _ in logged(found)}
+    assert ("model" in artifacts) == asked
+    assert ("predictions/cb" in names) == asked
+    assert any(name.startswith("confusion/cb") for name in names) == asked
+    assert [value for name, value in logged(found) if name == "trainer/global_step"][:2] == [1, 2]
+    tables = [json.loads(path.read_text()) for path in file.parent.glob("files/media/table/predictions/*.json")]
+    assert [(table["columns"][-1], [row[-1] for row in table["data"]]) for table in tables] == (
+        [("accuracy", [1.0, 0.0, 0.0])] if asked else []
+    )
+
+
+def test_many_different_answers_make_no_confusion_matrix(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run", [f" {i}" for i in range(CLASSES + 1)])
+    logger = wandb_logger(str(folder), "test", "sweep", [], log_predictions=True, log_adapter=False)
+    with finishing(logger, {"seed": 0}):
+        pass
+    [file] = folder.glob("wandb/offline-run-*/*.wandb")
+    names = {name for name, _ in logged(records(file))}
+    assert "predictions/cb" in names
+    assert not any(name.startswith("confusion") for name in names)

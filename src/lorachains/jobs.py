@@ -26,6 +26,7 @@ from lorachains.methods import Method
 from lorachains.models import LanguageModel
 from lorachains.parallel import take_device, to_start, writes
 from lorachains.processes import launch
+from lorachains.provenance import record
 from lorachains.run_folder import RunFolder, resumable
 from lorachains.session import Outcome, Session
 
@@ -62,6 +63,7 @@ def train_jobs(jobs: Sequence[Job], group_size: int | None = None) -> list[Outco
     for i, job in enumerate(jobs if writes() else ()):
         try:
             job.folder.begin(settings_of(job.cfg), job.cfg.resume, job.cfg.overwrite)
+            record(job.folder.code)
         except LorachainsError as error:
             outcomes[i] = error
     ready = [i for i in range(len(jobs)) if i not in outcomes]

@@ -1,6 +1,8 @@
 """Loggers, opened with a run and always closed with it."""
 
+import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,14 +10,64 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from lorachains.run_folder import RunFolder
 
-def wandb_logger(save_dir: str, project: str, group: str, tags: list[str], **kwargs: Any) -> WandbLogger:
+CLASSES = 20
+"""Tasks with more different answers get no confusion matrix."""
+
+
+class WandbRunLogger(WandbLogger):
+    """Lightning's, which can take over what a run leaves in its folder.
+
+    Args:
+        save_dir: the run's folder.
+        log_predictions: the test set's predictions become a table, and a confusion matrix where answers are few.
+        log_adapter: the adapter becomes an artifact of type "model".
+        kwargs: Lightning's and `wandb.init`'s.
+    """
+
+    def __init__(self, save_dir: str, log_predictions: bool, log_adapter: bool, **kwargs: Any):
+        super().__init__(save_dir=save_dir, **kwargs)
+        self._folder, self._predictions, self._adapter = RunFolder(Path(save_dir)), log_predictions, log_adapter
+
+    def log_results(self) -> None:
+        """Takes over what is asked for and is there."""
+        if self._predictions and self._folder.predictions.is_file():
+            self._log_predictions()
+        adapters = self._folder.adapters if self._folder.adapters.is_dir() else self._folder.adapter
+        if self._adapter and adapters.is_dir():
+            import wandb
+
+            artifact = wandb.Artifact(f"adapter-{self.experiment.id}", type="model")
+            artifact.add_dir(str(adapters))
+            self.experiment.log_artifact(artifact)
+
+    def _log_predictions(self) -> None:
+        import wandb
+
+        by_task = defaultdict[str, list[dict[str, Any]]](list)
+        with self._folder.predictions.open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                by_task[row["task"]].append(row)
+        for task, rows in by_task.items():
+            scores = list(rows[0]["scores"])
+            columns = ["source", "prompt", "answer", "prediction", "loss", *scores]
+            cells = [[*(row[key] for key in columns[:5]), *(row["scores"][key] for key in scores)] for row in rows]
+            shown: dict[str, Any] = {f"predictions/{task}": wandb.Table(columns=columns, data=cells)}
+            names = sorted({row[key] for row in rows for key in ("answer", "prediction")})
+            if len(names) <= CLASSES and all(row["candidates"] for row in rows):
+                right, said = ([names.index(row[key]) for row in rows] for key in ("answer", "prediction"))
+                shown[f"confusion/{task}"] = wandb.plot.confusion_matrix(y_true=right, preds=said, class_names=names)
+            self.experiment.log(shown)
+
+
+def wandb_logger(save_dir: str, project: str, group: str, tags: list[str], **kwargs: Any) -> WandbRunLogger:
     """A W&B run named after the run folder: as WANDB_MODE says, else online if the user is logged in, else offline."""
     import wandb
 
     # Not Lightning's `offline`: it sets WANDB_MODE, which wandb has read by then, and the next job would find it set.
     mode = os.environ.get("WANDB_MODE") or (None if wandb.login(prompt=False) else "offline")
-    return WandbLogger(
+    return WandbRunLogger(
         name=Path(save_dir).name, save_dir=save_dir, project=project, group=group, tags=tags, mode=mode,
         reinit="create_new", **kwargs,  # runs side by side are open at the same time
     )  # fmt: skip
@@ -28,6 +80,8 @@ def finishing(logger: Logger, settings: dict[str, Any]) -> Iterator[Logger]:
     try:
         logger.log_hyperparams(settings)
         yield logger
+        if isinstance(logger, WandbRunLogger):
+            logger.log_results()
         status = "success"
     finally:
         logger.finalize(status)

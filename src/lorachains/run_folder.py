@@ -45,6 +45,16 @@ class RunFolder:
         return self.path / "knots.jsonl"
 
     @property
+    def code(self) -> Path:
+        """By what it was made (`provenance`)."""
+        return self.path / "code.jsonl"
+
+    @property
+    def failure(self) -> Path:
+        """Why it couldn't be made, in one line."""
+        return self.path / "failure.txt"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 
@@ -90,7 +100,7 @@ class RunFolder:
                 "(hydra.sweep.dir in a multirun)"
             )
         if overwrite and not resume:
-            for old in (self.metrics, self.predictions, self.knots, self.config):
+            for old in (self.metrics, self.predictions, self.knots, self.config, self.code):
                 old.unlink(missing_ok=True)
             for old in (self.adapter, self.adapters, self.last, self.model, self.checkpoint.parent, self.path / "csv"):
                 shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,86 @@
+"""`python -m lorachains.reproduce table=cola-table1 size=small`: makes what is missing of a table, and shows it."""
+
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+
+from lorachains.cli import one_line_errors
+from lorachains.config import conf_dir
+from lorachains.errors import LorachainsError
+from lorachains.report.assembly import write_report
+from lorachains.reproduce import sweeps, wandb_sweep
+from lorachains.reproduce.overview import Overview
+from lorachains.reproduce.passes import make
+from lorachains.reproduce.reports import report
+from lorachains.reproduce.runs import Composer, Table
+from lorachains.reproduce.sweeps import Sweep
+
+log = logging.getLogger(__name__)
+
+
+def reproduce(tables: Sequence[Table], root: Path, launcher: str, command: str) -> bool:
+    """Makes the missing runs of the tables in `root`; whether all are finished then.
+
+    Raises:
+        LorachainsError: another process is making runs there.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / ".lock", timeout=0):
+            for table in tables:
+                table.write(root, command)
+            console = Console()
+            minutes = max(table.sweep.minutes for table in tables)
+            with Overview(tables, minutes, console) as overview:
+                make(overview.runs, root, launcher, overview.show)
+    except Timeout:
+        raise LorachainsError(f"another process is making runs in {root}: wait for it, or give another root") from None
+    failed = defaultdict[str, list[str]](list)
+    for run in overview.runs:
+        if not run.finished:
+            failed[run.failure or "unknown"].append(run.name)
+    for reason, names in failed.items():
+        print(f"given up, {len(names)} runs: {reason}: {', '.join(names)}", file=sys.stderr)
+    return not failed
+
+
+def chosen(cfg: DictConfig) -> list[Sweep]:
+    """The sweeps that `table` and `size` name."""
+    asked = sweeps.names() if cfg.table == "all" else [cfg.table] if isinstance(cfg.table, str) else list(cfg.table)
+    return [sweeps.load(name, cfg.size) for name in asked]
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="reproduce")
+@one_line_errors
+def main(cfg: DictConfig) -> None:
+    """The command line."""
+    tables = chosen(cfg)
+    if cfg.wandb is not None:
+        print(*(file for sweep in tables for file in wandb_sweep.write(sweep, Path(cfg.wandb))), sep="\n")
+        return
+    root = Path(cfg.root)
+    composer = Composer(root, cfg.overrides)
+    found = [composer.table(sweep) for sweep in tables]
+    try:
+        command = " ".join(["python -m lorachains.reproduce", *HydraConfig.get().overrides.task])
+        whole = reproduce(found, root, cfg.launcher, command)
+    except KeyboardInterrupt:
+        print(f"stopped: nothing is lost, the same command goes on ({root})", file=sys.stderr)
+        sys.exit(130)
+    for table in found:
+        if any(run.finished for run in table.runs):
+            write_report(report(table), root / table.sweep.name)
+            print(f"{root / table.sweep.name / 'report.html'}: {table.sweep.title}")
+    sys.exit(0 if whole else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""`sweeps/*.yaml`: one published table or figure each, as the runs that make it.
+
+The keys of a file: `title`; `minutes`, by size, expected on one GPU (two CPU cores for `smoke`); `model`, `data` and
+`each`, Hydra overrides of all jobs; `rows` and `columns`, each label with the overrides that make it, or with
+`{overrides: …, metric: …}` where a cell shows another metric than `metric`, or than the task's own first one;
+`select.over`, the settings among which validation chooses; `baseline`, the settings of the row that others are
+compared with; `x`, along which a figure is drawn. An override may be a sweep, as on the command line (`seed=0,1,2`),
+and a later one of the same setting replaces an earlier one (row over column over `each`). `base` names a file in
+`sweeps/base/` with keys in common, over which the table's own are laid. `sizes` has, by size, keys that replace the
+file's. Other keys serve interpolations.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lorachains.config import papers_dir, sweeps_dir
+from lorachains.errors import LorachainsError
+
+SIZES = ("paper", "small", "smoke")
+
+Overrides = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row or a column.
+
+    Attributes:
+        overrides: of all its jobs.
+        metric: a key of `metrics.json`, in which `{row}` and `{column}` stand for the labels; `None`: the task's first.
+    """
+
+    label: str
+    overrides: Overrides
+    metric: str | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A table or a figure in one size.
+
+    Attributes:
+        name: of its file.
+        minutes: expected.
+        over: the settings among which validation chooses.
+        baseline: the settings of the row that the others are compared with.
+        x: a setting or a metric along which results are drawn.
+        overrides: of all jobs.
+    """
+
+    name: str
+    size: str
+    paper: str
+    title: str
+    minutes: float
+    over: Sequence[str]
+    baseline: Mapping[str, Any]
+    x: str | None
+    overrides: Overrides
+    rows: Sequence[Part]
+    columns: Sequence[Part]
+    metric: str | None
+
+    @property
+    def table(self) -> str:
+        """Its name in `published`."""
+        return self.name.removeprefix(f"{self.paper}-")
+
+    @property
+    def published(self) -> Path:
+        """The paper's values."""
+        return papers_dir() / f"{self.paper}.csv"
+
+    def jobs(self, row: Part, column: Part) -> list[Overrides]:
+        """The runs of one cell: seeds, and what validation chooses from."""
+        return expanded([*self.overrides, *column.overrides, *row.overrides])
+
+    def shown(self, row: Part, column: Part) -> str | None:
+        """The metric of one cell."""
+        metric = row.metric or column.metric or self.metric
+        return metric and metric.format(row=row.label, column=column.label)
+
+    def grids(self) -> list[Overrides]:
+        """The same jobs as few products, each as one would type it after `-m`."""
+        return list(
+            dict.fromkeys(
+                tuple(f"{key}={value}" for key, value in _by_key([*self.overrides, *column, *row]).items())
+                for row, column in product(_joined(self.rows), _joined(self.columns))
+            )
+        )
+
+
+def names() -> list[str]:
+    """The tables and figures that there are."""
+    return sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
+
+
+def load(name: str, size: str) -> Sweep:
+    """The table or figure in that size.
+
+    Raises:
+        LorachainsError: there is none of that name or size, or its file is wrong.
+    """
+    if name not in names():
+        raise LorachainsError(f"table is {name!r}: choose all or some of {', '.join(names())}")
+    if size not in SIZES:
+        raise LorachainsError(f"size is {size!r}: choose {', '.join(SIZES)}")
+    return read(sweeps_dir() / f"{name}.yaml", size)
+
+
+def read(file: Path, size: str) -> Sweep:
+    """The sweep of a file, in one size. Raises a LorachainsError if the file is wrong."""
+    try:
+        settings = _settings(file, size)
+        return Sweep(
+            name=file.stem, size=size, paper=settings["paper"], title=settings["title"],
+            minutes=settings["minutes"][size], over=settings["select"]["over"],
+            baseline=settings["baseline"], x=settings["x"],
+            overrides=_flat([settings[key] for key in ("model", "data", "each")]),
+            rows=_parts(settings["rows"]), columns=_parts(settings["columns"]), metric=settings["metric"],
+        )  # fmt: skip
+    except KeyError as error:
+        why = f"has no {error.args[0]!r} for size={size}: see lorachains/reproduce/sweeps.py"
+        raise LorachainsError(f"{file}: {why}") from error
+    except (OmegaConfBaseException, YAMLError, OSError, TypeError) as error:
+        raise LorachainsError(f"{file}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+
+
+def expanded(overrides: Sequence[str]) -> list[Overrides]:
+    """The jobs of a multirun with these overrides, by Hydra's own rules.
+
+    Raises:
+        LorachainsError: Hydra can't read an override.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise LorachainsError(
+            f"{error.override}: is no override that Hydra can read: correct it in the sweep"
+        ) from error
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    return [tuple(job) for job in jobs]
+
+
+def _settings(file: Path, size: str) -> dict[str, Any]:
+    own = OmegaConf.load(file)
+    if not isinstance(own, DictConfig):
+        raise LorachainsError(f"{file}: a sweep is a mapping of keys: see lorachains/reproduce/sweeps.py")
+    base = OmegaConf.load(file.parent / "base" / f"{own.base}.yaml") if "base" in own else OmegaConf.create()
+    whole = OmegaConf.merge(base, own)
+    assert isinstance(whole, DictConfig)
+    for key, value in whole.pop("sizes").get(size, {}).items():
+        whole[key] = value
+    settings: Any = OmegaConf.to_container(whole, resolve=True)
+    return settings
+
+
+def _parts(settings: Any) -> list[Part]:
+    if not isinstance(settings, Mapping):
+        raise TypeError("rows and columns are mappings from labels to overrides")
+    return [
+        Part(str(label), _flat(part["overrides"]), part["metric"])
+        if isinstance(part, Mapping)
+        else Part(str(label), _flat(part), None)
+        for label, part in settings.items()
+    ]
+
+
+def _flat(overrides: Any) -> Overrides:
+    """Overrides without the lists that interpolations have put in."""
+    return (overrides,) if isinstance(overrides, str) else tuple(text for part in overrides for text in _flat(part))
+
+
+def _joined(parts: Sequence[Part]) -> list[Overrides]:
+    """The parts' overrides; of parts that differ in the value of one setting alone, one with all values."""
+    groups: list[dict[str, dict[str, None]]] = []  # each setting's values, in order
+    for part in parts:
+        own = _by_key(part.overrides)
+        for group in groups:
+            others = [key for key in group if own.get(key) not in group[key]]
+            several = [key for key in group if len(group[key]) > 1]
+            if group.keys() == own.keys() and len({*others, *several}) <= 1:
+                for key in others:
+                    group[key][own[key]] = None
+                break
+        else:
+            groups.append({key: {value: None} for key, value in own.items()})
+    return [tuple(f"{key}={','.join(values)}" for key, values in group.items()) for group in groups]
+
+
+def _by_key(overrides: Sequence[str]) -> dict[str, str]:
+    """Each setting's value, of which the last counts."""
+    return {key: value for key, _, value in (override.partition("=") for override in overrides)}

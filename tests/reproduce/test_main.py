@@ -1,0 +1,146 @@
+"""A table from nothing to its runs; again, when nothing is missing; and after kill -9."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+
+from lorachains.config import conf_dir
+from lorachains.errors import LorachainsError
+from lorachains.reproduce import passes
+from lorachains.reproduce.__main__ import reproduce
+from lorachains.reproduce.reports import report
+from lorachains.reproduce.runs import Composer, Table
+from lorachains.reproduce.sweeps import load, names, read
+from tests.jobs import metrics, predictions
+
+SWEEP = """
+paper: cola
+title: of nothing
+minutes: {smoke: 1}
+select: {over: [optim.lr]}
+baseline: {method: lora}
+x: null
+metric: null
+model: [model=tiny]
+data: [data.task=syllogism, data.train_size=8, data.val_size=2, data.test_size=2, data.batch_size=4]
+each: ["seed=0,1", trainer.max_epochs=2]
+rows: {LoRA: [method=lora], COLA: [method=cola, knots.links=2]}
+columns: {syllogism: []}
+sizes: {smoke: {}}
+"""
+COMMAND = [sys.executable, "-m", "lorachains.reproduce", "table=cola-table3", "size=smoke"]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[Table]:
+    """A small one, whose runs are in `tmp_path / "runs"`."""
+    (tmp_path / "cola-table1.yaml").write_text(SWEEP)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield Composer(tmp_path / "runs").table(read(tmp_path / "cola-table1.yaml", "smoke"))
+
+
+def test_what_is_finished_is_not_made_again(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "runs"
+    assert reproduce([table], root, "replicas", "command")
+    told = json.loads((root / "cola-table1.json").read_text())
+    assert [cell["row"] for cell in told["cells"]] == ["LoRA", "COLA"]
+    shown = report(table)
+    assert {cell.row for cell in shown.cells} == {"LoRA", "COLA"}
+    assert all(cell.complete and len(cell.runs) == 2 for cell in shown.cells)
+    folders = [name for cell in told["cells"] for name in cell["runs"]]
+    assert len(set(folders)) == 4
+    assert {path.parent.name for path in root.glob("*/metrics.json")} == set(folders)
+    before = {path: path.stat().st_mtime_ns for path in root.glob("*/*")}
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    assert reproduce([table], root, "replicas", "command")
+    assert {path: path.stat().st_mtime_ns for path in root.glob("*/*")} == before
+
+
+def test_two_at_a_time(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "runs"
+
+    def second(*_: object) -> int:
+        with pytest.raises(LorachainsError, match="another process is making runs in"):
+            reproduce([table], root, "replicas", "command")
+        return 1
+
+    monkeypatch.setattr(passes, "_multirun", second)
+    assert not reproduce([table], root, "replicas", "command")
+
+
+def test_a_job_that_cannot_be_composed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cola-table1.yaml").write_text(SWEEP.replace("knots.links=2", "knots.lnks=2"))
+    sweep = read(tmp_path / "cola-table1.yaml", "smoke")
+    with (
+        initialize_config_dir(str(conf_dir()), version_base="1.3"),
+        pytest.raises(LorachainsError, match=r"cola-table1, COLA, syllogism: .*knots\.lnks"),
+    ):
+        Composer(tmp_path).table(sweep)
+
+
+def run_to_end(root: Path) -> None:
+    subprocess.run([*COMMAND, f"root={root}"], check=True, capture_output=True)
+
+
+def run_and_kill(root: Path, seconds: float) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, f"root={root}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # its worker ends by itself
+
+
+@pytest.mark.slow
+def test_every_table_and_figure_at_smoke_size(tmp_path: Path) -> None:
+    """What CI runs: each report has its sweep's rows and columns, with all runs."""
+    subprocess.run([*COMMAND[:3], "table=all", "size=smoke", f"root={tmp_path}"], check=True, capture_output=True)
+    for name in names():
+        sweep = load(name, "smoke")
+        with (tmp_path / name / "cells.csv").open(encoding="utf-8", newline="") as file:
+            cells = {(row["row"], row["column"]) for row in csv.DictReader(file)}
+        assert cells == {
+            (row.label, column.label) for row in sweep.rows for column in sweep.columns if not column.metric
+        }
+        assert (tmp_path / name / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_killed_five_times_at_random_moments(tmp_path: Path) -> None:
+    """kill -9 of what the user has started: the worker ends with it, and the next command goes on."""
+    start = time.monotonic()
+    run_to_end(tmp_path / "whole")
+    whole, rng = time.monotonic() - start, random.Random(0)
+    for _ in range(5):
+        run_and_kill(tmp_path / "killed", rng.uniform(0.2, 0.9) * whole)
+        assert not workers(tmp_path / "killed")
+    run_to_end(tmp_path / "killed")
+    folders = [file.parent for file in (tmp_path / "whole").glob("*/metrics.json")]
+    assert len(folders) == 12
+    for folder in folders:
+        other = tmp_path / "killed" / folder.name
+        assert metrics(other) == metrics(folder)
+        assert predictions(other) == predictions(folder)
+
+
+def workers(root: Path) -> list[int]:
+    """The processes whose command line names the folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(root).encode() in file.read_bytes():
+                found.append(int(file.parent.name))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,153 @@
+"""Each file in `sweeps/` composes in each size, and says which runs make which cell."""
+
+from collections.abc import Iterable, Iterator
+from itertools import cycle, islice, product
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lorachains.config import conf_dir
+from lorachains.errors import LorachainsError
+from lorachains.reproduce import sweeps
+from lorachains.reproduce.sweeps import Overrides, Part, Sweep, expanded, load, read
+
+SWEEPS = [(name, size) for name in sweeps.names() for size in sweeps.SIZES]
+MOA_TABLE = """
+paper: moa
+title: in-domain test sets
+minutes: {smoke: 1}
+select: {over: []}
+baseline: {method: lora}
+x: null
+metric: test/{row}/perplexity
+model: [model=tiny]
+data: []
+each: ["seed=0,1"]
+rows: {FINANCE: [], MEDICINE: []}
+columns:
+  LoRA, PPL: [method=lora]
+  LoRA, ROUGE-L: {overrides: [method=lora], metric: "test/{row}/rougeL"}
+sizes: {smoke: {}}
+"""
+
+
+@pytest.fixture(scope="module")
+def composed() -> Iterator[dict[Overrides, DictConfig]]:
+    """What was composed so far, by its overrides; Hydra is initialised."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield {}
+
+
+def cells(sweep: Sweep) -> list[tuple[Part, Part]]:
+    return list(product(sweep.rows, sweep.columns))
+
+
+def compose_all(sweep: Sweep, places: Iterable[tuple[Part, Part]], composed: dict[Overrides, DictConfig]) -> None:
+    """A job of each place."""
+    for job in {sweep.jobs(row, column)[0] for row, column in places} - composed.keys():
+        composed[job] = compose("train", overrides=list(job))
+        instantiate(composed[job].method, _partial_=True)  # checks the adapter, the knots and the optimizer
+
+
+def settings(job: Overrides) -> frozenset[str]:
+    return frozenset(job)
+
+
+@pytest.mark.parametrize(("name", "size"), SWEEPS)
+def test_rows_and_columns_compose(name: str, size: str, composed: dict[Overrides, DictConfig]) -> None:
+    sweep = load(name, size)
+    most = max(len(sweep.rows), len(sweep.columns))
+    compose_all(sweep, islice(zip(cycle(sweep.rows), cycle(sweep.columns), strict=False), most), composed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), SWEEPS)
+def test_all_cells_compose(name: str, size: str, composed: dict[Overrides, DictConfig]) -> None:
+    sweep = load(name, size)
+    compose_all(sweep, cells(sweep), composed)
+
+
+@pytest.mark.parametrize(("name", "size"), SWEEPS)
+def test_each_cell_has_runs_of_its_own(name: str, size: str) -> None:
+    """As many as seeds and what validation chooses from; columns that differ in their metric share them."""
+    sweep = load(name, size)
+    seen: dict[tuple[frozenset[str], str | None], tuple[str, str]] = {}
+    for row, column in cells(sweep):
+        jobs = sweep.jobs(row, column)
+        chosen = {tuple(o for o in job if o.partition("=")[0] in sweep.over) for job in jobs}
+        seeds = {override for job in jobs for override in job if override.startswith("seed=")}
+        assert len(jobs) == len(set(jobs)) == len(chosen) * len(seeds)
+        for job in jobs:
+            place = settings(job), sweep.shown(row, column)
+            assert seen.setdefault(place, (row.label, column.label)) == (row.label, column.label)
+    assert sweep.published.is_file()
+
+
+@pytest.mark.parametrize(("name", "size"), SWEEPS)
+def test_the_products_are_the_same_jobs(name: str, size: str) -> None:
+    sweep = load(name, size)
+    jobs = {settings(job) for row, column in cells(sweep) for job in sweep.jobs(row, column)}
+    products = [settings(job) for grid in sweep.grids() for job in expanded(grid)]
+    assert len(products) == len(set(products))
+    assert set(products) == jobs
+
+
+def test_figures_show_the_runs_of_tables() -> None:
+    """So they cost nothing more."""
+    for figure, table in (("cola-figure2", "cola-table3"), ("cola-figure3", "cola-table4")):
+        drawn, printed = (
+            {job for row, column in cells(sweep) for job in sweep.jobs(row, column)}
+            for sweep in (load(figure, "paper"), load(table, "paper"))
+        )
+        assert drawn == printed
+
+
+def test_a_row_replaces_what_all_have() -> None:
+    sweep = load("cola-table1", "paper")
+    finetune = next(row for row in sweep.rows if row.label == "Finetune")
+    rates = {o for job in sweep.jobs(finetune, sweep.columns[0]) for o in job if o.startswith("optim.lr=")}
+    assert rates == {f"optim.lr={rate}" for rate in ("1e-06", "5e-06", "8e-06", "1e-05", "5e-05", "8e-05")}
+
+
+def test_a_label_may_name_what_a_run_has_measured(tmp_path: Path) -> None:
+    """MoA's Table 2: a row is no run of its own but a domain of one."""
+    (tmp_path / "moa-table2.yaml").write_text(MOA_TABLE)
+    sweep = read(tmp_path / "moa-table2.yaml", "smoke")
+    (finance, _), (ppl, rouge) = sweep.rows, sweep.columns
+    assert sweep.jobs(finance, ppl) == sweep.jobs(finance, rouge)
+    assert (sweep.shown(finance, ppl), sweep.shown(finance, rouge)) == (
+        "test/FINANCE/perplexity", "test/FINANCE/rougeL",
+    )  # fmt: skip
+    assert sweep.table == "table2"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rows": None}, "rows and columns are mappings"),
+        ({"columns": {"LoRA": "${nowhere}"}}, "nowhere"),
+        ({"minutes": {"small": 1}}, "has no 'smoke' for size=smoke"),
+        ({"base": "nothing"}, "nothing.yaml"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told(change: dict[str, object], says: str, tmp_path: Path) -> None:
+    whole = MOA_TABLE.replace("minutes: {smoke: 1}", "") if "minutes" in change else MOA_TABLE
+    file = tmp_path / "moa-table2.yaml"
+    OmegaConf.save(OmegaConf.merge(OmegaConf.create(whole), change), file)
+    with pytest.raises(LorachainsError, match=f"moa-table2.yaml: .*{says}"):
+        read(file, "smoke")
+
+
+@pytest.mark.parametrize(("name", "size", "says"), [("cola", "small", "choose all or some of cola-figure2"),
+                                                    ("cola-table1", "big", "choose paper, small, smoke")])  # fmt: skip
+def test_unknown_names(name: str, size: str, says: str) -> None:
+    with pytest.raises(LorachainsError, match=says):
+        load(name, size)
+
+
+def test_an_override_that_hydra_cannot_read() -> None:
+    with pytest.raises(LorachainsError, match="is no override that Hydra can read"):
+        expanded(["seed=[0"])
