@@ -128,6 +128,15 @@ class Chain:
         """Adds to the gradients of `flat`."""
         self._flat.add_gradient(whole, weight)
 
+    def leave_out(self, present: Sequence[bool]) -> None:
+        """Takes the gradients from the adapters that aren't present, each a slice of its own (`split`).
+
+        A torch optimizer passes over what has no gradient: it stays as it is, its moments and step count too.
+        """
+        for parameter, there in zip(self.flat, present, strict=True):
+            if not there:
+                parameter.grad = None
+
     def differentiate(self, loss: Tensor) -> Float[Tensor, "experts parameters"]:
         """The gradient of a scalar with respect to all live links, laid out as `flat`."""
         return torch.cat([gradient.flatten(1) for gradient in torch.autograd.grad(loss, self.parameters())], 1)

@@ -28,7 +28,8 @@ class Prediction:
         scores: the task's metrics for this one, in [0, 1].
         loss: the mean negative log-likelihood of the gold answer's tokens, in nats.
         tokens: how many tokens the gold answer has.
-        candidates: each candidate's mean log-likelihood a token, in nats; empty for a free answer.
+        candidates: each candidate's mean log-likelihood a token (whole, where the task compares those), in nats; empty
+            for a free answer.
     """
 
     task: str
@@ -51,7 +52,8 @@ def predict(
 ) -> list[Prediction]:
     """What the model answered to a batch of examples.
 
-    A candidate's score is the mean log-likelihood of its tokens (Malladi et al. 2023, App. E), and the best wins.
+    A candidate's score is the mean log-likelihood of its tokens (Malladi et al. 2023, App. E), or their sum where the
+    task says so, and the best wins.
 
     Args:
         losses: the mean negative log-likelihood of each candidate's tokens, in nats, example by example.
@@ -61,11 +63,14 @@ def predict(
     predictions, start = [], 0
     for i, (run, row) in enumerate(zip(batch.runs, batch.rows, strict=True)):
         example, end = row.example, start + len(row.choices)
-        scores = [-loss for loss in losses[start:end]]
         task = tasks[run][row.task]
+        scores = [
+            -loss * (len(text.answer) if task.total else 1)
+            for loss, text in zip(losses[start:end], row.choices, strict=True)
+        ]
         best = example.candidates[scores.index(max(scores))] if example.candidates else None
         text = _until(texts[i], task.stop) if texts else best
-        predictions.append(_prediction(row, task, text, scores))
+        predictions.append(_prediction(row, task, text, scores, losses[start + example.gold]))
         start = end
     return predictions
 
@@ -150,12 +155,12 @@ def _exp(loss: float) -> float:
     return math.exp(loss) if loss < 700 else loss * math.inf
 
 
-def _prediction(row: Encoded, task: Task, text: str | None, scores: list[float]) -> Prediction:
+def _prediction(row: Encoded, task: Task, text: str | None, scores: list[float], loss: float) -> Prediction:
     example = row.example
     return Prediction(
         task=task.name, source=example.source, prompt=example.prompt, answer=example.answer, prediction=text,
         scores={} if text is None else {name: metric(text, example) for name, metric in task.metrics.items()},
-        loss=-scores[example.gold], tokens=len(row.choices[example.gold].answer),
+        loss=loss, tokens=len(row.choices[example.gold].answer),
         candidates=scores if example.candidates else [],
     )  # fmt: skip
 

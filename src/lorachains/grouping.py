@@ -40,7 +40,7 @@ def why_alone(settings: Settings) -> str | None:
     """Why a job is trained in no bank with others; `None` if it can be."""
     if "adapter" not in settings["method"]:
         return f"method={settings['method']['_target_'].rsplit('.', 1)[-1]} has no adapters to be stacked"
-    if settings["knots"]["mode"] == "merge" and not _ties_none(settings):  # COLA Algorithm 1, line 6
+    if settings["knots"]["mode"] == "merge" and not ties_none(settings):  # COLA Algorithm 1, line 6
         return "knots.mode=merge changes the base (knots.mode=ledger doesn't)"
     if _watches_loss(settings):
         return "knots=plateau ties knots where a run's own loss stops improving"
@@ -51,10 +51,10 @@ def trunk(settings: Settings, others: Sequence[Settings]) -> int | None:
     """Which of the other jobs is the same but for knots, and ties none: up to the first knot the two are one run."""
     knots = settings["knots"]
     other_rank = knots["ranks"] is not None and knots["ranks"][0] != settings["adapter"]["r"]
-    if _ties_none(settings) or _watches_loss(settings) or knots["lr"] != "continue" or other_rank:
+    if ties_none(settings) or _watches_loss(settings) or knots["lr"] != "continue" or other_rank:
         return None
     shared = _without_knots(settings)
-    same = (i for i, other in enumerate(others) if _ties_none(other) and _without_knots(other) == shared)
+    same = (i for i, other in enumerate(others) if ties_none(other) and _without_knots(other) == shared)
     return next(same, None)
 
 
@@ -93,7 +93,8 @@ def _shared(settings: Settings) -> dict[str, str]:
     }
 
 
-def _ties_none(settings: Settings) -> bool:
+def ties_none(settings: Settings) -> bool:
+    """Whether a job ties no knot."""
     knots = settings["knots"]
     plain = knots["_target_"] == "lorachains.knots.Knots" or knots.get("links") == 1
     return plain or settings["method"]["_target_"] == "lorachains.methods.Lora"
@@ -101,7 +102,7 @@ def _ties_none(settings: Settings) -> bool:
 
 def _watches_loss(settings: Settings) -> bool:
     """Whether no knot is known before the training."""
-    return settings["knots"]["_target_"] == "lorachains.plateau.Plateau" and not _ties_none(settings)
+    return settings["knots"]["_target_"] == "lorachains.plateau.Plateau" and not ties_none(settings)
 
 
 def _without_knots(settings: Settings) -> dict[str, Any]:

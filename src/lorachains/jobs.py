@@ -19,6 +19,7 @@ from lorachains.cli import settings_of
 from lorachains.corpus import check_adapted, prune_to, settle
 from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.errors import LorachainsError
+from lorachains.grouping import ties_none
 from lorachains.inject import check_config
 from lorachains.loggers import finishing
 from lorachains.memory import reset_peak
@@ -120,7 +121,7 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
     reset_peak()
     seed_everything(first.seed, verbose=False)
     base, data, methods = _loaded(jobs)
-    method = stack(methods, base)
+    method = stack(methods, base, [task.name for task in data.runs[0].tasks])
     check_adapted(base)
     checkpoint = checkpoint_of(jobs)
     if len(jobs) > 1 and checkpoint.is_file() and not first.resume:
@@ -166,14 +167,17 @@ def _start_afresh(checkpoint: Path, overwrite: bool) -> None:
         checkpoint.unlink()
 
 
-def stack(methods: Sequence[Any], base: LanguageModel) -> Method:
+def stack(methods: Sequence[Any], base: LanguageModel, tasks: Sequence[str] = ()) -> Method:
     """One method for several runs.
 
     Args:
         methods: `functools.partial`s of one method class, as a config's `method` gives them.
+        tasks: of the runs' data, for a method that has adapters for them.
     """
     own = [key for key in ("adapter", "optim", "seed") if key in methods[0].keywords]
     each = {key: [method.keywords[key] for method in methods] for key in own}
+    if methods[0].func.of_tasks:
+        each["tasks"] = list(tasks)
     method: Method = methods[0](base=base, **each)
     return method
 
@@ -182,7 +186,7 @@ def _built(jobs: Sequence[Job], base: LanguageModel) -> tuple[RunsDataModule, li
     """The runs' data, of which rows that several share are read once, and their methods, to be stacked.
 
     Raises:
-        _Apart: a run can't be built, or epochs differ in their length.
+        _Apart: a run can't be built, or epochs differ in their length where they may not.
     """
     read: dict[str, TaskDataModule] = {}
     runs, methods, bad = [], [], []
@@ -204,12 +208,18 @@ def _built(jobs: Sequence[Job], base: LanguageModel) -> tuple[RunsDataModule, li
     if bad:
         good = [job for job in jobs if not any(job is other for other in bad)]
         raise _Apart("settings that can't be used", [*([good] if good else []), *([job] for job in bad)])
+    _check_lengths(jobs, runs)
+    return RunsDataModule(runs), methods
+
+
+def _check_lengths(jobs: Sequence[Job], runs: Sequence[TaskDataModule]) -> None:
+    """Raises _Apart where epochs differ in their batches, and something counts optimizer steps: knots, or a limit."""
     by_length: dict[int, list[Job]] = {}
     for job, run in zip(jobs, runs, strict=True):
         by_length.setdefault(len(run.batches()), []).append(job)
-    if len(by_length) > 1:
+    count = any(job.branches or not ties_none(job.cfg) or job.cfg.trainer.max_steps >= 0 for job in jobs)
+    if count and len(by_length) > 1:
         raise _Apart("epochs of different lengths", list(by_length.values()))
-    return RunsDataModule(runs), methods
 
 
 def _forks(jobs: Sequence[Job], data: RunsDataModule) -> dict[int, Path]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -91,12 +91,12 @@ def build(recipes: Sequence[Optim], slices: Sequence[nn.Parameter]) -> torch.opt
 
     Args:
         recipes: one for each adapter, of one class of optimizer.
-        slices: the adapters' parameters, one tensor for each stretch of `alike` recipes.
+        slices: the adapters' parameters, in tensors of adapters with `alike` recipes.
 
     Raises:
         LorachainsError: the recipes are of different classes of optimizers.
     """
-    first = [sum(alike(recipes)[:i]) for i in range(len(slices))]
+    first = accumulate((len(rows) for rows in slices[:-1]), initial=0)
     settings = [recipes[i].settings for i in first]
     if len({kind for kind, _ in settings}) > 1:
         raise LorachainsError("optim.optimizer differs in its class between adapters of one bank: train them apart")
@@ -173,11 +173,13 @@ def clip_per_adapter(slices: Sequence[nn.Parameter], max_norm: float) -> Float[T
         slices: `(adapters, parameters)` each.
 
     Returns:
-        Each adapter's gradient norm before clipping.
+        Each adapter's gradient norm before clipping; 0 without a gradient.
     """
     norms = []
     for rows in slices:
-        assert rows.grad is not None
+        if rows.grad is None:
+            norms.append(rows.new_zeros(len(rows)))
+            continue
         norms.append(rows.grad.norm(dim=1))
         rows.grad.mul_((max_norm / (norms[-1] + 1e-6)).clamp(max=1.0).unsqueeze(1))  # 1e-6 as in clip_grad_norm_
     return torch.cat(norms)

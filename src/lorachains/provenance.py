@@ -6,11 +6,10 @@ import subprocess
 import sys
 import time
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-
-import lorachains
 
 
 def record(file: Path) -> None:
@@ -22,7 +21,7 @@ def record(file: Path) -> None:
 @cache
 def commit() -> str | None:
     """`git describe` of the checkout that the code runs from ("-dirty": with changes); `None` outside of one."""
-    top = Path(lorachains.__file__).resolve().parents[2]
+    top = Path(__file__).resolve().parents[2]
     if not (top / ".git").exists():  # an installed package may lie inside another repository
         return None
     command = ["git", "-C", str(top), "describe", "--always", "--long", "--tags", "--dirty", "--abbrev=12"]
@@ -36,7 +35,7 @@ def commit() -> str | None:
 def _here() -> dict[str, str | None]:
     cuda = torch.cuda.is_available()
     return {
-        "lorachains": lorachains.__version__,
+        "lorachains": version("lorachains"),
         "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),

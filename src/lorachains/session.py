@@ -100,21 +100,21 @@ class Session:
             folder.write_predictions(self.method.predictions["test"][run])
         names, metrics = self.method.names, self.method.save(run, folder)
         for i, name in enumerate(names):
-            moment = self.method.best.best[run * len(names) + i]
-            of = "" if len(names) == 1 else f"{name}/"
-            metrics |= {f"val/{of}{k}": v for k, v in moment.summary.items()} | {
-                f"best/{of}optimizer_step": moment.step
-            }
+            expert, of = run * len(names) + i, "" if len(names) == 1 else f"{name}/"
+            moment = self.method.best.best[expert]
+            metrics |= {f"val/{of}{k}": v for k, v in moment.summary.items()}
+            metrics[f"best/{of}optimizer_step"] = self.method.own_steps([expert], moment.step)
         return metrics
 
     def _costs(self, run: int) -> dict[str, float]:
         peaks = [peak for peak in gathered(peak_memory(self.method.device)) if peak is not None]
         memory = {"run/peak_memory_bytes": max(peaks)} if peaks else {}
         each = len(self.method.names)
-        tokens = self.throughput.counts[run * each : (run + 1) * each]
+        own = range(run * each, (run + 1) * each)
+        tokens = self.throughput.counts[own.start : own.stop]
         flops = self.flops.metrics(run, self.method.names, self.throughput.seconds)
         times = {
-            "train/optimizer_steps": self.trainer.global_step,
+            "train/optimizer_steps": self.method.own_steps(own, self.trainer.global_step),
             "train/tokens": sum(tokens),
             "train/seconds": self.throughput.seconds,
             "train/tokens_per_second": self.throughput.tokens / max(self.throughput.seconds, 1e-9),

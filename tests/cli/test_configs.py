@@ -45,6 +45,8 @@ def test_two_steps(group: str, option: str, train: Train, tmp_path: Path) -> Non
     chain = ["method=cola", *STEPS.get(option, [])] if group == "knots" else []
     if option == "cola":
         chain = STEPS["even"]
+    if option == "chain_of_lora":
+        chain = ["data.tasks=[chain_sum,syllogism]"]
     place = "peft@adapter" if group == "peft" else group
     done = train(*chain, f"{place}={option}", "hydra.run.dir=run")
     assert done.code == 0, done.err

@@ -1,5 +1,6 @@
 """A source of made-up examples, for tests that aren't about where rows come from."""
 
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -18,13 +19,15 @@ def examples(n: int, *, name: str = "stub", candidates: tuple[str, ...] = (" yes
 
 
 class StubSource:
-    """Tasks whose name begins with "free" have free answers."""
+    """Tasks whose name begins with "free" have free answers, and those with "few" a third of the training rows."""
 
     def load(self, name: str, sizes: Sizes, seed: int) -> tuple[Task, Splits]:
         candidates = () if name.startswith("free") else (" yes", " no")
         made = examples(sizes.train + sizes.val + sizes.test, name=name, candidates=candidates)
         task = Task(name, lambda row: made[0])
-        return task, draw(name, made[sizes.test :], made[: sizes.test], sizes, seed)
+        splits = draw(name, made[sizes.test :], made[: sizes.test], sizes, seed)
+        few = sizes.train // 3 if name.startswith("few") else sizes.train
+        return task, replace(splits, train=splits.train[:few])
 
 
 def stub_module(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> TaskDataModule:

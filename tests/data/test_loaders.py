@@ -10,7 +10,7 @@ import torch
 
 from lorachains.batch import TokenBatch, Tokens
 from lorachains.data import EvalBatch, RunsDataModule, Serving, TaskDataModule
-from lorachains.data.batching import Share
+from lorachains.data.batching import ALL, Share, TrainLoader
 from lorachains.errors import LorachainsError
 from lorachains.models import byte_tokenizer
 from tests.batches import rebuilt
@@ -26,7 +26,7 @@ def module(**changes: Any) -> TaskDataModule:
 
 def side_by_side(runs: Sequence[TaskDataModule], experts: int = 1, share: Share | None = None) -> RunsDataModule:
     data = RunsDataModule(runs)
-    data.serve(Serving(len(runs), experts), False, *([share] if share else []))
+    data.serve(Serving(len(runs), experts), False, share or ALL)
     return data
 
 
@@ -94,9 +94,60 @@ def test_runs_go_on_where_they_were() -> None:
     assert [rebuilt(batch) for batch in again] == whole[10:]
 
 
-def test_epochs_of_different_lengths_are_refused() -> None:
-    with pytest.raises(LorachainsError, match=r"runs of \[3, 7\] batches an epoch can't be trained side by side"):
-        side_by_side([module(), module(train_size=11)]).train_dataloader()
+def uneven() -> list[TaskDataModule]:
+    """Epochs of 7, 3 and 1 batches."""
+    return [module(), module(train_size=11, order_seed=4), module(tasks=["other"], train_size=3)]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_runs_of_different_lengths_end_their_epochs_together(accumulate: int) -> None:
+    """Each goes through its own batches, in its own order, over two epochs."""
+    data = RunsDataModule(uneven())
+    data.serve(Serving(3), by_length=False, accumulate=accumulate)
+    together, alone = data.train_dataloader(), [run.train_dataloader() for run in uneven()]
+    for _ in range(2):
+        found = [by_adapter(batch) for batch in together]
+        for run, loader in enumerate(alone):
+            assert [batch[run] for batch in found if run in batch] == list(map(rebuilt, loader))
+            assert run in found[-1]
+
+
+def test_presence_is_what_the_batches_have() -> None:
+    """With three batches an optimizer step; an epoch's last has one. Runs of two tasks mix them at random."""
+    runs = [module(tasks=["one", "two"], train_size=8), module(tasks=["one", "two"], train_size=5)]
+    data = RunsDataModule(runs)
+    data.serve(Serving(2, 2), by_length=False, accumulate=3)
+    loader, seen = data.train_dataloader(), []
+    for _ in range(3):
+        owners = [set(batch.served.tolist()) for batch in loader]
+        seen += [set.union(*owners[:3]), owners[3]]
+    assert [set(step.nonzero().flatten().tolist()) for step in data.presence(5, 4)] == seen[:5]
+
+
+@pytest.mark.parametrize("given", [2, 7, 9])
+def test_runs_of_different_lengths_go_on_where_they_were(given: int) -> None:
+    def loader() -> TrainLoader:
+        return side_by_side(uneven()).train_dataloader()
+
+    def read(loader: TrainLoader, batches: int) -> list[dict[int, list[Tokens]]]:
+        endless = chain.from_iterable(iter(loader) for _ in range(9))
+        return [by_adapter(batch) for batch in islice(endless, batches)]
+
+    whole, stopped, again = read(loader(), 21), loader(), loader()
+    read(stopped, given)
+    again.load_state_dict(stopped.state_dict())
+    assert read(again, 21 - given) == whole[given:]
+
+
+def test_tasks_may_have_batches_of_their_own() -> None:
+    """Each task's as if it were alone: of its own size and in its own order."""
+    both = module(tasks=["one", "two"], order_seed=3)
+    parted = both.with_rows({}, both.tasks, apart=[4, 9])
+    parted.serve(Serving(1, 2), by_length=False)
+    found = [by_adapter(batch) for batch in parted.train_dataloader()]
+    for task, (name, size) in enumerate([("one", 4), ("two", 9)]):
+        alone = module(tasks=[name], order_seed=3, batch_size=size).train_dataloader()
+        assert [batch[task] for batch in found if task in batch] == list(map(rebuilt, alone))
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

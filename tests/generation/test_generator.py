@@ -37,6 +37,26 @@ def test_any_of_several_tokens_ends_a_text_and_all_ended_texts_end_the_loop() ->
     assert len(steps) == max(map(len, expected)) < 20
 
 
+def test_the_caller_may_end_each_text_by_what_has_come() -> None:
+    """It sees each row's tokens in order, up to the one with which it ends the row; then no more steps are made."""
+    chain, prompts, owners = chain_of("llama", 3), prompts_of(3, 9, 5), [2, 0, 1]
+    generator, seen, steps = generator_of(chain), dict[int, list[int]](), list[int]()
+    whole = generator(prompts, 9, torch.tensor(owners))
+
+    def until(row: int, token: int) -> bool:
+        seen.setdefault(row, []).append(token)
+        return len(seen[row]) == 2 + 3 * row
+
+    chain.model.register_forward_hook(lambda *_: steps.append(1))
+    texts = generator(prompts, 9, torch.tensor(owners), until=until)
+    assert texts == [text[: 2 + 3 * row] for row, text in enumerate(whole)]
+    assert [seen[row] for row in range(3)] == texts
+    assert len(steps) == 8
+    seen.clear()
+    assert generator(prompts, 4, torch.tensor(owners), until=until) == [text[:4] for text in [whole[0][:2], *whole[1:]]]
+    assert [len(seen[row]) for row in range(3)] == [2, 4, 4]  # the last tokens are shown, too
+
+
 def test_a_text_depends_neither_on_the_order_nor_on_the_company() -> None:
     chain, prompts, owners = chain_of("llama", 3), prompts_of(3, 9, 5, 30), [2, 0, 1, 1]
     generator = generator_of(chain)

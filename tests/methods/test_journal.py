@@ -1,5 +1,6 @@
 """Each run's logger gets the run's own numbers, under the optimizer step that they are of."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ Row = tuple[int | None, dict[str, float]]
 
 
 def training(log: Log) -> list[Row]:
-    return [(step, metrics) for step, metrics in log.rows if "train/loss" in metrics]
+    return [row for row in log.rows if any(name.startswith("train/loss") for name in row[1])]
 
 
 def logged(*overrides: str, **fields: Any) -> list[Row]:
@@ -67,8 +68,12 @@ def test_each_runs_adapters_bear_their_names() -> None:
     expected = {f"train/{name}/{adapter}" for name in ("loss", "lr") for adapter in ("one", "two")}
     for log in logs:
         assert {key for _, row in log.rows for key in row if key.startswith("train/")} == expected
-    last = [log.of(f"train/loss/{adapter}")[-1] for log in logs for adapter in ("one", "two")]
-    assert method.journal.shown["train/loss"] == pytest.approx(sum(last) / 4)
+    present = [method.presence[:, 2 * run + i].nonzero().flatten() + 1 for run in (0, 1) for i in (0, 1)]
+    for steps, (log, adapter) in zip(present, product(logs, ("one", "two")), strict=True):
+        assert [step for step, row in log.rows if f"train/loss/{adapter}" in row] == steps.tolist()
+    last = [row for log in logs for step, row in training(log) if step == len(method.presence)]
+    losses = [loss for row in last for name, loss in row.items() if name.startswith("train/loss/")]
+    assert method.journal.shown["train/loss"] == pytest.approx(sum(losses) / len(losses))
 
 
 def test_a_stopped_run_logs_nothing_more() -> None:

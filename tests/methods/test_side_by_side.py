@@ -10,6 +10,7 @@ import pytest
 from lorachains.errors import LorachainsError
 from lorachains.jobs import Job, train_jobs
 from lorachains.methods import Cola, Lora
+from lorachains.methods.journal import Journal
 from tests.jobs import adapter, close, distance, job, logged, metrics, predictions, same, trained
 from tests.runs import DIVERGING
 
@@ -117,13 +118,80 @@ def test_each_run_has_rows_of_its_own(tmp_path: Path) -> None:
         assert metrics(ours.folder.path)["train/tokens"] == metrics(theirs.folder.path)["train/tokens"]
 
 
-def test_epochs_of_other_lengths_are_trained_apart(tmp_path: Path) -> None:
-    sizes = [27, 11, 27]
-    jobs = [job(tmp_path / str(i), *SHORT, f"seed={i}", train_size=size) for i, size in enumerate(sizes)]
+UNEVEN: list[dict[str, Any]] = [{"train_size": 27}, {"tasks": ["one", "two"], "train_size": 3}, {"train_size": 11}]
+"""Epochs of 7, 2 and 3 batches."""
+
+
+def uneven(folder: Path, *shared: str) -> list[Job]:
+    sizes = zip(RUNS, UNEVEN, strict=True)
+    return [job(folder / str(i), *run, *shared, **data) for i, (run, data) in enumerate(sizes)]
+
+
+def alike_but_for_the_log(ours: Path, theirs: Path, tolerance: float) -> bool:
+    """The log goes by the optimizer steps of the group."""
+    return distance(ours, theirs) <= tolerance and all(
+        close(read(ours), read(theirs), tolerance) for read in (metrics, predictions)
+    )
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        ["trainer.gradient_clip_val=0.05"],
+        ["trainer.accumulate_grad_batches=2"],
+    ],
+    ids=["clipped", "accumulated"],
+)
+def test_runs_whose_epochs_differ_in_length(shared: list[str], tmp_path: Path) -> None:
+    """Each by its own optimizer steps: schedule, warm-up, moments and best epoch."""
+    shared = [*shared, "trainer.max_epochs=3"]
+    together, apart = uneven(tmp_path / "together", *shared), uneven(tmp_path / "apart", *shared)
+    trained(together)
+    for ours, theirs in zip(together, apart, strict=True):
+        trained([theirs])
+        assert alike_but_for_the_log(ours.folder.path, theirs.folder.path, 1e-8)
+        assert ours.folder.read_metrics()["run/side_by_side"] == 3
+
+
+def test_a_stopped_group_of_uneven_runs_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = ["trainer.max_epochs=3", "checkpoint_every=2"]
+    trained(uneven(tmp_path / "whole", *shared))
+    for hook, step, again in (("on_train_batch_start", 5, []), ("on_train_epoch_end", 14, ["resume=true"])):
+        with monkeypatch.context() as patch:
+            patch.setattr(Lora, hook, killed_at(hook, step))
+            train_jobs(uneven(tmp_path / "stopped", *shared, *again))
+    trained(uneven(tmp_path / "stopped", *shared, "resume=true"))
+    for i in "012":
+        ours, theirs = tmp_path / "stopped" / i, tmp_path / "whole" / i
+        assert distance(ours, theirs) == 0
+        assert close(metrics(ours), metrics(theirs), 0)
+
+
+def test_an_adapter_without_rows_is_left_as_it_is(tmp_path: Path) -> None:
+    """In spite of momentum and weight decay, and it has nothing to log."""
+    shared = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "optim.optimizer.weight_decay=0.5"]
+    group = [job(tmp_path / name, *shared, train_size=size) for name, size in (("long", 27), ("short", 7))]
+    states: dict[int, Any] = {}
+
+    def keep(journal: Journal) -> None:
+        close_step(journal)
+        states[journal.method.trainer.global_step] = journal.method.trained[1].detach().clone()
+
+    close_step = Journal.close_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "close_step", keep)
+        trained(group)
+    moved = [step for step in range(2, 15) if not bool((states[step] == states[step - 1]).all())]
+    steps = [step for step in range(1, 15) if (step - 1) % 7 + 1 in (4, 7)]
+    assert moved == steps
+    assert [step for step, name in logged(tmp_path / "short") if name == "train/loss"] == steps
+
+
+@pytest.mark.parametrize("counting", [["method=cola", "knots=even"], ["trainer.max_steps=9"]])
+def test_runs_that_count_optimizer_steps_are_trained_apart(counting: list[str], tmp_path: Path) -> None:
+    jobs = [job(tmp_path / str(i), *SHORT, *counting, train_size=size) for i, size in enumerate([27, 11])]
     trained(jobs)
-    made = [job.folder.read_metrics() for job in jobs]
-    assert [metric["run/side_by_side"] for metric in made] == [2, 1, 2]
-    assert [metric["train/optimizer_steps"] for metric in made] == [14, 6, 14]
+    assert [job.folder.read_metrics()["run/side_by_side"] for job in jobs] == [1, 1]
 
 
 def test_a_diverging_run_is_stopped_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -97,6 +97,11 @@ class EpochBatches(Sampler[list[int]]):
         if not (self._loaded or self._begun):
             self.epoch = epoch
 
+    @property
+    def start(self) -> int:
+        """How many batches of the epoch that comes next were given already."""
+        return 0 if self._begun else self._given
+
     def __len__(self) -> int:
         return self.mixture.batches(self.tasks or [0] * len(self.lengths), self.batch_size)
 
@@ -132,20 +137,58 @@ class EpochBatches(Sampler[list[int]]):
         return {"data.order_seed": self.seed, "data.batch_size": self.batch_size, "training rows": len(self.lengths)}
 
 
-class RunsBatches(Sampler[list[tuple[int, int]]]):
-    """The batches of several runs side by side: each one's next batch, as (run, row) pairs.
+@dataclass(frozen=True)
+class Stream:
+    """Training rows that share batches, gone through in an order of their own.
 
-    Raises:
-        LorachainsError: the runs have different numbers of batches an epoch.
+    Args:
+        run: whose rows they are.
+        rows: their places among the run's rows.
+        batches: of places in `rows`.
     """
 
-    def __init__(self, runs: Sequence[EpochBatches]) -> None:
-        self.runs = runs
-        if len({len(run) for run in runs}) > 1:
-            raise LorachainsError(
-                f"runs of {sorted({len(run) for run in runs})} batches an epoch can't be trained side by side: "
-                "give them data.train_size rows each, or run them one after the other"
-            )
+    run: int
+    rows: Sequence[int]
+    batches: EpochBatches
+
+
+def turns(lengths: Sequence[int], accumulate: int = 1) -> list[list[int]]:
+    """Which streams give their next batch to each batch of an epoch that they go through side by side.
+
+    The epoch has as many optimizer steps as the longest stream's own. A shorter one makes its own steps, each of as
+    many batches as alone, evenly spread, its last one in the last step: so all end together.
+
+    Args:
+        lengths: batches of each stream's epoch; 0 for one that is never trained on.
+        accumulate: batches of an optimizer step; the last one of an epoch may have fewer.
+    """
+    own = [-(-length // accumulate) for length in lengths]
+    steps = max(own)
+    last = max(length - (count - 1) * accumulate for length, count in zip(lengths, own, strict=True) if count)
+    found: list[list[int]] = []
+    for step in range(steps):
+        size = accumulate if step < steps - 1 else last
+        parts = [0] * len(own)  # of the step's batches, the last ones: its last batch has rows of all that make it
+        for stream, count in enumerate(own):
+            done = step * count // steps
+            if (step + 1) * count // steps > done:
+                parts[stream] = min(accumulate, lengths[stream] - done * accumulate)
+        found += [[stream for stream, part in enumerate(parts) if place >= size - part] for place in range(size)]
+    return found
+
+
+class RunsBatches(Sampler[list[tuple[int, int]]]):
+    """The batches of several streams side by side, as (run, row) pairs.
+
+    Args:
+        streams: of the runs.
+        accumulate: see `turns`.
+    """
+
+    def __init__(self, streams: Sequence[Stream], accumulate: int = 1) -> None:
+        self.streams = streams
+        self._turns = turns([len(stream.batches) for stream in streams], accumulate)
+        self._longest = max((stream.batches for stream in streams), key=len)  # gives a batch at each turn but the last
 
     @property
     def sampler(self) -> "RunsBatches":
@@ -154,15 +197,16 @@ class RunsBatches(Sampler[list[tuple[int, int]]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes first."""
-        for run in self.runs:
-            run.set_epoch(epoch)
+        for stream in self.streams:
+            stream.batches.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.runs[0])
+        return len(self._turns)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batches in zip(*self.runs, strict=True):
-            yield [(run, row) for run, batch in enumerate(batches) for row in batch]
+        start, batches = self._longest.start, [iter(stream.batches) for stream in self.streams]
+        for turn in self._turns[start:]:
+            yield [(self.streams[i].run, self.streams[i].rows[row]) for i in turn for row in next(batches[i])]
 
 
 @dataclass(frozen=True)
@@ -205,9 +249,9 @@ class TrainLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """See `EpochBatches.state_dict`."""
-        return {"runs": [run.state_dict() for run in self.batches.runs]}
+        return {"streams": [stream.batches.state_dict() for stream in self.batches.streams]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `EpochBatches.load_state_dict`."""
-        for run, saved in zip(self.batches.runs, state["runs"], strict=True):
-            run.load_state_dict(saved)
+        for stream, saved in zip(self.batches.streams, state["streams"], strict=True):
+            stream.batches.load_state_dict(saved)

@@ -36,12 +36,16 @@ class Instructions:
         found: all its records. Tasks that aren't asked for count too where texts must not be in two splits.
         shares: see `partition`.
         generate: whether answers are generated and compared with the references.
+
+    Attributes:
+        template: a prompt, with `{instruction}` in its request's place.
     """
 
     def __init__(
         self, found: Iterable[Record], prompt: templates.Template, shares: Sequence[float], generate: bool
     ) -> None:
         self.records, self.prompt, self.shares = list(found), prompt, shares
+        self.template = prompt("{instruction}")
         self.metrics: dict[str, Metric] = {"rougeL": rouge_l, "exact_match": matches} if generate else {}
         self.names = sorted({record.task for record in self.records})
         self._parts: dict[int, dict[str, Parts]] = {}

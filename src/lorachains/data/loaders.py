@@ -3,14 +3,17 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lorachains.batch import TokenBatch
-from lorachains.data.batching import ALL, RunsBatches, RunsRows, Share, TrainLoader, evaluation_batches
+from lorachains.data.batching import ALL, RunsBatches, RunsRows, Share, Stream, TrainLoader, evaluation_batches
 from lorachains.data.tokens import Encoded, EvalBatch, Serving, collate_eval, collate_train, padding_token
 from lorachains.errors import LorachainsError
 from lorachains.loads import loads_of
@@ -31,19 +34,54 @@ class Loaders:
             begin alike share their beginning.
         share: this process's, if several train the runs together: of each training batch's rows, and of the evaluation
             batches.
+        accumulate: training batches of an optimizer step.
     """
 
-    def __init__(self, runs: "Sequence[TaskDataModule]", serving: Serving, by_length: bool, share: Share = ALL) -> None:
-        self.runs, self.serving, self.by_length, self.share = runs, serving, by_length, share
+    def __init__(
+        self, runs: "Sequence[TaskDataModule]", serving: Serving, by_length: bool, share: Share = ALL,
+        accumulate: int = 1,
+    ) -> None:  # fmt: skip
+        self.runs, self.serving, self.by_length = runs, serving, by_length
+        self.share, self.accumulate = share, accumulate
 
     def train(self) -> TrainLoader:
-        """Each run's next batch, as one; resumable. Raises `LorachainsError` where a batch can't be shared."""
+        """Each stream's next batch, as one (see `turns`); resumable.
+
+        Raises:
+            LorachainsError: a batch can't be shared.
+        """
         if (rows_each := min(run.batch_size for run in self.runs)) < self.share.of:
             raise LorachainsError(
                 f"data.batch_size is {rows_each}, shared by {self.share.of} devices: give each of them a row at least"
             )
-        batches = RunsBatches([run.batches(self.by_length) for run in self.runs])
-        return TrainLoader(RunsRows([run.rows("train") for run in self.runs]), batches, self._train_batch)
+        streams = self._streams()
+        rows = RunsRows([run.rows("train") for run in self.runs])
+        return TrainLoader(rows, RunsBatches(streams, self.accumulate), self._train_batch)
+
+    def even(self) -> bool:
+        """Whether it is plain that all adapters have rows in each batch: one each, of streams of one length."""
+        lengths = {len(stream.batches) for stream in self._streams()}
+        return self.serving.bank == 1 or (self.serving.experts == 1 and len(lengths) == 1)
+
+    def presence(self, steps: int, batches: int) -> Bool[Tensor, "steps adapters"]:
+        """Which adapters have rows in each optimizer step from the first on.
+
+        Args:
+            steps: so many.
+            batches: of an epoch.
+        """
+        bank = self.serving.bank
+        if self.even():
+            return torch.ones(steps, bank, dtype=torch.bool)
+        loader, found = self.train(), torch.zeros(steps, bank, dtype=torch.bool)
+        step = 0
+        while step < steps:
+            epoch = islice(loader.batches, batches)
+            while step < steps and (of_step := list(islice(epoch, self.accumulate))):
+                rows = [loader.rows[place] for batch in of_step for place in batch]
+                found[step, self.serving.adapters(rows)] = True
+                step += 1
+        return found
 
     def largest(self, epochs: int) -> tuple[TokenBatch, EvalBatch]:
         """The batches with the most tokens: of so many epochs of training, and of all evaluation."""
@@ -74,6 +112,9 @@ class Loaders:
             collate_fn=partial(self._eval_batch, idle=[rows[batches[0][0]]]),
             generator=torch.Generator(),  # see TrainLoader
         )
+
+    def _streams(self) -> list[Stream]:
+        return [stream for i, run in enumerate(self.runs) for stream in run.streams(i, self.by_length)]
 
     def _train_batch(self, rows: list[tuple[int, Encoded]]) -> TokenBatch:
         """This process's share of a batch; if that is empty, a row that doesn't count."""

@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
 
+from jaxtyping import Bool
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lorachains.batch import TokenBatch
-from lorachains.data.batching import ALL, EpochBatches, Share, TrainLoader
+from lorachains.data.batching import ALL, EpochBatches, Share, Stream, TrainLoader
 from lorachains.data.loaders import Loaders
 from lorachains.data.mixing import Mixture
 from lorachains.data.protocol import Sizes, Source, Splits, positive
@@ -32,14 +34,15 @@ class _Served(LightningDataModule):
 
     runs: "Sequence[TaskDataModule]"
 
-    def serve(self, serving: Serving, by_length: bool, share: Share = ALL) -> None:
+    def serve(self, serving: Serving, by_length: bool, share: Share = ALL, accumulate: int = 1) -> None:
         """Says, before the first loader is asked for, which adapter serves which row.
 
         Args:
             by_length: whether rows of similar length should share a batch.
             share: this process's, if several train the runs together.
+            accumulate: training batches of an optimizer step.
         """
-        self._loaders = Loaders(self.runs, serving, by_length, share)
+        self._loaders = Loaders(self.runs, serving, by_length, share, accumulate)
 
     @property
     def stop(self) -> str | None:
@@ -51,12 +54,16 @@ class _Served(LightningDataModule):
         """See `Loaders.largest`."""
         return self._loaders.largest(epochs)
 
-    def train_dataloader(self) -> TrainLoader:
-        """Each run's next batch, each row once an epoch; resumable.
+    def even(self) -> bool:
+        """See `Loaders.even`."""
+        return self._loaders.even()
 
-        Raises:
-            LorachainsError: the runs' epochs differ in their number of batches.
-        """
+    def presence(self, steps: int, batches: int) -> Bool[Tensor, "steps adapters"]:
+        """See `Loaders.presence`."""
+        return self._loaders.presence(steps, batches)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Each run's next batch, where it is its turn (see `turns`), each row once an epoch; resumable."""
         return self._loaders.train()
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
@@ -153,6 +160,7 @@ class TaskDataModule(_Served):
         self.counts: dict[str, dict[str, int]] = {}
         self.truncated: dict[str, int] = {}
         self._rows: dict[str, list[Encoded]] = {}
+        self._apart: list[int] = []
         self.serve(Serving(), by_length=False)
 
     def setup(self, stage: str | None = None) -> None:
@@ -172,6 +180,11 @@ class TaskDataModule(_Served):
             shared = (self.tokenizer, getattr(splits, split), index, self.max_length, self.long_answers == "drop")
             rows += encode_train(*shared) if split == "train" else encode_eval(*shared, prompts=bool(task.metrics))
         return rows
+
+    @property
+    def template(self) -> str:
+        """How a request becomes a prompt, with `{instruction}` in its place; just that if the source doesn't say."""
+        return getattr(self.source, "template", "{instruction}")
 
     def check_fits(self, positions: int | None) -> None:
         """Raises `LorachainsError` where a text, with its generated answer, is longer than what the model can read.
@@ -224,10 +237,32 @@ class TaskDataModule(_Served):
         """Tokens of the longest text."""
         return max(row.length for split in self._rows.values() for row in split)
 
-    def with_rows(self, rows: Mapping[str, list[Encoded]], tasks: Sequence[Task]) -> "TaskDataModule":
-        """The same data, but for these splits' rows, and for what its tasks add to them."""
+    def streams(self, run: int, by_length: bool) -> list[Stream]:
+        """The training rows that share batches: all, or each task's (`with_rows`).
+
+        Args:
+            run: its number.
+            by_length: whether rows of similar length share a batch.
+        """
+        if not self._apart:
+            return [Stream(run, range(len(self._rows["train"])), self.batches(by_length))]
+        rows = self._rows["train"]
+        places = [[i for i, row in enumerate(rows) if row.task == task] for task in range(len(self._apart))]
+        return [
+            Stream(run, own, EpochBatches([rows[i].length for i in own], size, self.order_seed, by_length))
+            for own, size in zip(places, self._apart, strict=True)
+        ]
+
+    def with_rows(
+        self, rows: Mapping[str, list[Encoded]], tasks: Sequence[Task], apart: Sequence[int] = ()
+    ) -> "TaskDataModule":
+        """The same data, but for these splits' rows, and for what its tasks add to them.
+
+        Args:
+            apart: each task's batch size, if each is to have training batches of its own.
+        """
         other = self.in_order(self.order_seed)
-        other._rows, other.tasks = self._rows | dict(rows), list(tasks)
+        other._rows, other.tasks, other._apart = self._rows | dict(rows), list(tasks), list(apart)
         return other
 
     def in_order(self, order_seed: int) -> "TaskDataModule":

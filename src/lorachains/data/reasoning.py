@@ -39,6 +39,9 @@ _NOT_REPRODUCIBLE = {
 _ATTEMPTS_PER_ROW = 10
 
 
+PROMPT = "{instruction}\nAnswer:"
+
+
 class ReasoningGym:
     """Draws each split of a task from its own seed, and leaves out a question that was drawn before.
 
@@ -46,6 +49,8 @@ class ReasoningGym:
         candidates: the closed set of answers of every task; None for the known tasks' own, free answers for the others.
         options: task name to the options of its `reasoning_gym` config, which set how hard it is.
     """
+
+    template = PROMPT
 
     def __init__(self, candidates: Sequence[object] | None, options: Mapping[str, Mapping[str, Any]]) -> None:
         self.candidates = None if candidates is None else tuple(str(candidate) for candidate in candidates)
@@ -119,7 +124,7 @@ def _task(name: str, dataset: "ProceduralDataset", words: tuple[str, ...]) -> Ta
             raise LorachainsError(
                 f"{row.source}: the answer is {answer[1:]!r}, not one of data.candidates={list(words)}"
             )
-        return Example(name, f"{row.text('question').strip()}\nAnswer:", answer, row.source, candidates)
+        return Example(name, PROMPT.format(instruction=row.text("question").strip()), answer, row.source, candidates)
 
     def score(prediction: str, example: Example) -> float:
         try:

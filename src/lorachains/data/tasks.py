@@ -56,6 +56,7 @@ class Task:
             Where there is none, no free answer is generated, and the loss selects.
         stop: what ends a free answer, beside the end-of-sequence token; `None` for nothing.
         perplexity: whether its answers' perplexity is a result beside their loss.
+        total: whether candidates are compared by their whole log-likelihoods, rather than by the mean of a token.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Task:
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": matches})
     stop: str | None = None
     perplexity: bool = False
+    total: bool = False
 
     @property
     def metric(self) -> str | None:

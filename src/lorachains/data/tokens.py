@@ -130,6 +130,13 @@ def encode_eval(
     return encoded
 
 
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int) -> list[int]:
+    """A prompt to generate from, encoded and cut as those of examples are."""
+    [tokens] = _encode(tokenizer, [(Example("", prompt, "", "the prompt"), "")], max_length)
+    assert tokens is not None
+    return tokens.input_ids
+
+
 def _encode(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Example, str]], max_length: int, drop: bool = False
 ) -> list[Tokens | None]:

@@ -8,7 +8,7 @@ the step is one graph replay. Batches of one shape share their tensors and their
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -62,6 +62,7 @@ class Generator:
         max_new_tokens: int,
         adapter: Int64[Tensor, " rows"] | None = None,
         sampling: Sampling | None = None,
+        until: Callable[[int, int], bool] | None = None,
     ) -> list[list[int]]:
         """Each prompt's new tokens, up to and with the one that ends the text.
 
@@ -69,6 +70,8 @@ class Generator:
             adapter: each row's. Without it a bank's only adapter serves all rows, and banks of several follow the
                 route that is set: anew at every step, without a graph.
             sampling: greedy by default.
+            until: is given each new token, as it comes, with its prompt's index, up to the one with which it says that
+                the text is at its end.
 
         Raises:
             LorachainsError: a prompt is empty or too long, or `adapter` or the seeds don't fit the prompts.
@@ -81,7 +84,8 @@ class Generator:
         if sampling is not None:
             sampling = replace(sampling, seeds=[sampling.seeds[row] for row in order])
         with self._own_stream():
-            new = self._generate([prompts[row] for row in order], max_new_tokens, sorted(owners), sampling)
+            ends = _Ends(order, until) if until else None
+            new = self._generate([prompts[row] for row in order], max_new_tokens, sorted(owners), sampling, ends)
         texts = dict(zip(order, map(self._up_to_eos, new), strict=True))
         return [texts[row] for row in range(len(prompts))]
 
@@ -90,8 +94,9 @@ class Generator:
         self._lanes.clear()
 
     def _generate(
-        self, prompts: list[Sequence[int]], steps: int, owners: list[int], sampling: Sampling | None
-    ) -> list[list[int]]:
+        self, prompts: list[Sequence[int]], steps: int, owners: list[int], sampling: Sampling | None,
+        ends: "_Ends | None",
+    ) -> list[list[int]]:  # fmt: skip
         """All rows' tokens, of equal length. Rows come sorted by their owners, so that these serve whole groups."""
         size = math.gcd(*Counter(owners).values()) or len(prompts)
         lane = self._lane(len(prompts), max(map(len, prompts)) + steps, owners[::size], sampling)
@@ -101,11 +106,11 @@ class Generator:
         # Layers compiled for training would be compiled anew for these shapes, and for each lane.
         with torch.compiler.set_stance("force_eager"), serving(self.banks, lane.served):
             lane.begin(prompts, self.pad, sampling, steps)
-            while taken < steps and (taken % look or not lane.done.all()):
+            while not (ends.reached(lane) if ends else not taken % look and lane.done.all()) and taken < steps:
                 self._step(lane, graphs)
                 taken += 1
         tokens: list[list[int]] = lane.out[:, :taken].tolist()
-        return tokens
+        return [row[: ends.at.get(i)] for i, row in enumerate(tokens)] if ends else tokens
 
     def _step(self, lane: Lane, graphs: bool) -> None:
         """Takes each row's next token. The first step of all tells whether one can be captured."""
@@ -202,6 +207,31 @@ class Generator:
         with torch.cuda.stream(self._stream):
             yield
         caller.wait_stream(self._stream)
+
+
+class _Ends:
+    """Where texts end because the caller says so.
+
+    Args:
+        order: each row's prompt.
+
+    Attributes:
+        at: the number of new tokens of each row that has ended.
+    """
+
+    def __init__(self, order: Sequence[int], until: Callable[[int, int], bool]):
+        self.order, self.until = order, until
+        self.at: dict[int, int] = {}
+        self._taken = 0
+
+    def reached(self, lane: Lane) -> bool:
+        """Shows the newest tokens of the rows that go on; whether none does any more."""
+        self._taken += 1
+        ended: list[bool] = lane.done.tolist()
+        for row, token in enumerate(lane.token.flatten().tolist()):
+            if row not in self.at and (self.until(self.order[row], token) or ended[row]):
+                self.at[row] = self._taken
+        return len(self.at) == len(self.order)
 
 
 def _compute_dtype(model: PreTrainedModel) -> torch.dtype:

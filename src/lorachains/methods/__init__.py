@@ -1,9 +1,10 @@
 """One LightningModule for each paper."""
 
+from lorachains.methods.chain_of_lora import ChainOfLora
 from lorachains.methods.cola import Cola
 from lorachains.methods.full import Full
 from lorachains.methods.lora import Lora
 from lorachains.methods.method import Method
 from lorachains.methods.zero_shot import Icl, ZeroShot
 
-__all__ = ["Cola", "Full", "Icl", "Lora", "Method", "ZeroShot"]
+__all__ = ["ChainOfLora", "Cola", "Full", "Icl", "Lora", "Method", "ZeroShot"]

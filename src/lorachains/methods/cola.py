@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from lorachains.batch import TokenBatch
@@ -60,11 +61,15 @@ class Cola(Lora):
     def configure_callbacks(self) -> list[L.Callback]:
         return [*super().configure_callbacks(), TieKnots()]
 
-    def rate_factor(self, optim: Optim, step: int) -> float:
+    def clock(self) -> Bool[Tensor, "steps adapters"]:
+        """Where the rate is set anew at a knot, all optimizer steps: by them all adapters tie it together."""
+        return super().clock() if self.knots.lr == "continue" else torch.ones_like(self.presence)
+
+    def rate_factor(self, optim: Optim, step: int, total: int) -> float:
         if self.knots.lr == "continue":
-            return super().rate_factor(optim, step)
+            return super().rate_factor(optim, step, total)
         start = max((knot for knot in self.plan if knot <= step), default=0)
-        end = min((knot for knot in self.plan if knot > step), default=self.total_steps)
+        end = min((knot for knot in self.plan if knot > step), default=total)
         warmup = self.knots.warmup if self.knots.lr == "rewarm" and start else None
         return optim.factor(step - start, end - start, warmup)
 

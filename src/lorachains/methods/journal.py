@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Journal:
     """Every `trainer.log_every_n_steps` optimizer steps, what was noted of that step goes to the loggers.
 
+    An adapter that had no rows in the step has nothing to be logged.
+
     Args:
         method: whose steps are noted; run r logs to `trainer.loggers[r]`.
 
@@ -58,15 +60,15 @@ class Journal:
         step, names, sent = self._waiting
         self._waiting = None
         adapters, rows_of = self.method.names, dict(zip(names, sent.tolist(), strict=True))
+        there = [expert for expert, present in enumerate(self.method.present(step)) if present]
         for name, rows in rows_of.items():
-            self.shown[name] = sum(rows) / len(rows)
+            self.shown[name] = sum(rows[expert] for expert in there) / len(there)
         for run in range(len(self.method.seeds)):
-            first = run * len(adapters)
-            if len(adapters) == 1:
-                metrics = {name: rows[first] for name, rows in rows_of.items()}
-            else:
-                metrics = {f"{n}/{a}": rows[first + i] for n, rows in rows_of.items() for i, a in enumerate(adapters)}
-            self._log(run, metrics, step)
+            own = {a: e for e, a in enumerate(adapters, run * len(adapters)) if e in there}
+            of = {adapter: f"/{adapter}" if len(adapters) > 1 else "" for adapter in own}
+            metrics = {f"{name}{of[a]}": rows[e] for name, rows in rows_of.items() for a, e in own.items()}
+            if metrics:
+                self._log(run, metrics, step)
 
     def log(self, run: int, metrics: dict[str, float]) -> None:
         """Logs metrics of one run at the present optimizer step."""

@@ -1,8 +1,8 @@
 """Plain LoRA (Hu et al. 2021): a chain of E adapters trained at once.
 
-The adapters share no trainable parameter, so the sum of their losses trains each as if it were alone,
-as long as each has rows in every batch (without any, an optimizer with momentum still moves it). That holds for the
-experts of one run and for several runs side by side, which differ in seed, learning rate or alpha.
+The adapters share no trainable parameter, so the sum of their losses trains each as if it were alone. That holds for
+the experts of one run and for several runs side by side, which differ in seed, learning rate or alpha. One without rows
+in an optimizer step is left as it is, and its schedule goes by the steps that it makes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ class Lora(Trained):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         recipes = [recipe for recipe in self.optims for _ in self.names]
         self.chain.flatten()
-        self.chain.split(alike(recipes))
+        self.chain.split(alike(recipes) if self.data.even() else [1] * len(recipes))
         optimizer = self.fresh_optimizer()
         self._peak = self._peak.to(self.device, self.chain.flat[0].dtype)
         self._rates = AdapterRates(optimizer, self._peak)
@@ -96,6 +96,12 @@ class Lora(Trained):
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         self.journal.note("link", lambda: torch.full_like(self._peak, len(self.chain.ranks) + 1))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        present = self.presence[self.trainer.global_step]
+        if not present.all():
+            self.chain.leave_out(present.tolist())
 
     def differentiate(self, loss: Tensor) -> tuple[Tensor, ...]:
         """One tensor, as `Chain.differentiate` lays it out."""
@@ -133,9 +139,12 @@ class Lora(Trained):
         metrics = dict[str, float]()
         for i, name in enumerate(self.names if writes() else ()):
             path = folder.adapter if len(self.names) == 1 else folder.adapters / name
-            expert = run * len(self.names) + i
-            metrics["adapter/rank"] = save_adapter(self.chain, path, self.base.name, self._fingerprint, expert)
+            metrics["adapter/rank"] = self.write(run * len(self.names) + i, path)
         return metrics
+
+    def write(self, expert: int, path: Path) -> int:
+        """Writes one adapter in PEFT's format; returns its rank."""
+        return save_adapter(self.chain, path, self.base.name, self._fingerprint, expert)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """The chain's own tensors."""

@@ -71,6 +71,9 @@ class Method(L.LightningModule):
     trains = False
     """Whether there is anything to fit."""
 
+    of_tasks = False
+    """Whether it is built for the data's tasks, given to it as `tasks`."""
+
     def reads(self, data: RunsDataModule) -> RunsDataModule:
         """The runs' data as the method puts it to the model."""
         return data
@@ -106,6 +109,14 @@ class Method(L.LightningModule):
         """Parameters of the model that stay whole on each device where the base is divided."""
         return []
 
+    def present(self, step: int) -> list[bool]:
+        """Which adapters had rows in the last of so many optimizer steps."""
+        return [True] * self.serving.bank
+
+    def own_steps(self, adapters: Sequence[int], step: int) -> int:
+        """How many of so many optimizer steps had rows for one of these adapters."""
+        return step
+
     def snapshot(self, expert: int) -> dict[str, Any]:
         """A copy of what an adapter has learned, of tensors and plain types, from which `restore` brings it back."""
         return {}
@@ -135,7 +146,7 @@ class Method(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         share = Share(self.trainer.global_rank, self.trainer.world_size)
-        self.data.serve(self.serving, not packs(self.model), share)
+        self.data.serve(self.serving, not packs(self.model), share, self.trainer.accumulate_grad_batches)
         for run in self.data.runs:
             run.check_fits(getattr(self.model.config, "max_position_embeddings", None))
 

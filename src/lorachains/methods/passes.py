@@ -136,10 +136,14 @@ class Passes:
         self.method.route(batch)
         return (answer_losses(self.method.model, batch),)
 
-    def _generate(self, batch: EvalBatch) -> list[str]:
+    def generator(self) -> Generator:
+        """What continues prompts."""
         method = self.method
         if self._generator is None:
             graphs = self.replayed or not method.trains  # else what decoding reads moves and changes
             self._generator = generator(method.base, method.routing, graphs, method.data.stop)
-        most = method.data.runs[0].max_new_tokens
-        return generate(self._generator, method.base.tokenizer, batch.prompts, most, batch.adapters)
+        return self._generator
+
+    def _generate(self, batch: EvalBatch) -> list[str]:
+        most = self.method.data.runs[0].max_new_tokens
+        return generate(self.generator(), self.method.base.tokenizer, batch.prompts, most, batch.adapters)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lorachains.batch import TokenBatch
@@ -35,6 +35,9 @@ class Trained(Method):
         seed: of each run; dropout is seeded by the first run's and the number of the batch.
         others: see `Method`.
 
+    Attributes:
+        presence: `(steps, adapters)`, which adapters have rows in which optimizer step; on the host.
+
     Raises:
         LorachainsError: a run has neither one learning rate nor one for each of its adapters.
     """
@@ -56,9 +59,13 @@ class Trained(Method):
         tokens = answer_losses(self.model, batch)
         return {"lm": mean_per_group(tokens, batch.served, self.serving.bank, batch.targets)}
 
-    def rate_factor(self, optim: Optim, step: int) -> float:
-        """The share of the peak learning rate at which the optimizer step after `step` steps is made."""
-        return optim.factor(step, self.total_steps)
+    def rate_factor(self, optim: Optim, step: int, total: int) -> float:
+        """The share of the peak learning rate at which the step after `step` steps of a `clock` is made, of `total`."""
+        return optim.factor(step, total)
+
+    def clock(self) -> Bool[Tensor, "steps adapters"]:
+        """The optimizer steps by which each adapter's schedule goes on: its own."""
+        return self.presence
 
     def add_gradient(self, gradient: tuple[Tensor, ...], weight: float) -> None:
         """Adds what `differentiate` gave to the gradients of what is trained."""
@@ -89,6 +96,13 @@ class Trained(Method):
         """Optimizer steps of one epoch; the last may accumulate fewer batches."""
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
+    def present(self, step: int) -> list[bool]:
+        there: list[bool] = self.presence[step - 1].tolist()
+        return there
+
+    def own_steps(self, adapters: Sequence[int], step: int) -> int:
+        return int(self.presence[:step, list(adapters)].any(1).sum())
+
     # -- training ------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
@@ -103,14 +117,22 @@ class Trained(Method):
 
     def on_train_start(self) -> None:
         self.journal.begin()
+        self.presence = self.data.presence(self.total_steps, int(self.trainer.num_training_batches))
         self.plan_rates()
         self.passes.rehearse()
 
     def plan_rates(self) -> None:
         """Lays out the learning rates of all optimizer steps, so that none of them is computed on the way."""
-        total = self.total_steps
-        factors = [[self.rate_factor(recipe, step) for recipe in self.optims] for step in range(total)]
-        self.factors = torch.tensor(factors, dtype=torch.float64).repeat_interleave(len(self.names), 1)
+        clock = self.clock()
+        done, totals = clock.cumsum(0) - clock.long(), clock.sum(0).tolist()
+        self.factors = torch.zeros(clock.shape, dtype=torch.float64)
+        curves: dict[tuple[int, int], Tensor] = {}
+        for expert, total in enumerate(totals):
+            run = expert // len(self.names)
+            if (run, total) not in curves:
+                factors = [self.rate_factor(self.optims[run], step, total) for step in range(total + 1)]
+                curves[run, total] = torch.tensor(factors, dtype=torch.float64)
+            self.factors[:, expert] = curves[run, total][done[:, expert]]
         self._rates_at = self._peak * self.factors.to(self.device, self._peak.dtype)
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
@@ -157,6 +179,14 @@ class Trained(Method):
 
     def on_train_epoch_end(self) -> None:
         self.journal.write()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["presence"] = self.presence  # where training is over, it is not laid out again
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.presence = checkpoint["presence"]
 
     def remedy(self, run: int) -> str:
         rate = self.optims[run].lr

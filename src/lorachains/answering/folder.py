@@ -1,0 +1,84 @@
+"""`chain.json`: what makes a folder of adapters a chain of LoRAs that selects by itself (Chain-of-LoRA, IEEE SPL 2024).
+
+Beside it are `adapters/selector/` and `adapters/<task>/`, each in PEFT's format.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lorachains.data.selector import SELECTOR, Question
+from lorachains.errors import LorachainsError
+
+FILE = "chain.json"
+BASE = "base"
+"""The name of the model without an adapter, where it is the fallback."""
+
+
+@dataclass(frozen=True)
+class ChainFile:
+    """The settings of a chain.
+
+    Attributes:
+        base: the base model's name.
+        names: each task's name as text, as the selector knows it.
+        task_prompt: see `Question`.
+        template: how a user's request becomes an instruction, with `{instruction}` in its place.
+        selection: "exact" or "generate".
+        threshold: the least probability of a task that is to be trusted; below it the fallback answers.
+        fallback: who answers where no task is found: BASE or a task.
+        max_length: tokens of a prompt; longer ones lose their beginning.
+        stop: what ends an answer; `None` for the end-of-sequence token alone.
+    """
+
+    base: str
+    names: Mapping[str, str]
+    task_prompt: str
+    template: str
+    selection: str
+    threshold: float
+    fallback: str
+    max_length: int
+    stop: str | None
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in order."""
+        return list(self.names)
+
+    @property
+    def question(self) -> Question:
+        """What the selector is asked."""
+        return Question(self.task_prompt, self.names)
+
+    def write(self, folder: Path) -> None:
+        """Writes `chain.json`."""
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_settings(selection: str, threshold: float, fallback: str, tasks: Sequence[str], section: str) -> None:
+    """Raises a LorachainsError that names the setting of `section`, its value, and what is expected."""
+    if selection not in ("exact", "generate"):
+        raise LorachainsError(f"{section}selection is {selection!r}: choose exact or generate")
+    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise LorachainsError(f"{section}threshold is {threshold!r}: give a probability from 0 to 1")
+    if threshold and selection == "generate":
+        raise LorachainsError(f"{section}threshold={threshold} needs probabilities: choose {section}selection=exact")
+    if fallback not in (BASE, *tasks):
+        raise LorachainsError(f"{section}fallback is {fallback!r}: choose {BASE} or one of {', '.join(tasks)}")
+    if reserved := {SELECTOR, BASE} & set(tasks):
+        raise LorachainsError(f"data.tasks has {reserved.pop()!r}, which names another adapter here: rename it")
+
+
+def read_chain(folder: Path) -> ChainFile:
+    """The settings of the chain in a run's folder. Raises `LorachainsError` where there is none that can be read."""
+    path = folder / FILE
+    if not path.is_file():
+        raise LorachainsError(
+            f"{folder} holds no chain: {FILE} is missing; give the folder of a method=chain_of_lora run"
+        )
+    try:
+        return ChainFile(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise LorachainsError(f"{path} can't be read as a chain's settings ({error}): train the chain again") from error

@@ -1,0 +1,40 @@
+"""The paper's way to select a task: generate, and search for a task's name (Chain-of-LoRA, IEEE SPL 2024, §III-B.2).
+
+Generation of a text stops at the first full match. Where the instruction makes the selector repeat it, names in it are
+matched like any other: an instruction can so choose its expert, unlike in the exact mode (`trie.py`).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lorachains.data.selector import Question
+from lorachains.data.tokens import prompt_tokens
+from lorachains.generation import Generator
+from lorachains.selection.kmp import Names
+from lorachains.selection.stream import StreamMatcher
+
+SLACK = 8
+"""So many tokens may stand around the longest name."""
+
+
+def generated_names(
+    generator: Generator, tokenizer: PreTrainedTokenizerBase, question: Question, instructions: Sequence[str],
+    adapter: int, max_length: int,
+) -> list[str | None]:  # fmt: skip
+    """The task that each instruction's selector text names; `None` where it names none.
+
+    Args:
+        adapter: the selector's.
+        max_length: tokens of a prompt; a longer one loses its beginning.
+    """
+    task_of = {name.strip(): task for task, name in question.names.items()}
+    names = Names(list(task_of))
+    matchers = [StreamMatcher(names, tokenizer) for _ in instructions]
+    longest = max(len(tokenizer.encode(answer, add_special_tokens=False)) for answer in question.answers)
+    prompts = [prompt_tokens(tokenizer, question.about(text), max_length) for text in instructions]
+    owners = torch.full((len(prompts),), adapter) if len(generator.banks[0].lora_A) > 1 else None
+    generator(prompts, longest + SLACK, owners, until=lambda row, token: matchers[row].push(token) is not None)
+    matches = [matcher.finish() for matcher in matchers]
+    return [None if match is None else task_of[match.name] for match in matches]

@@ -1,0 +1,64 @@
+"""What a chain says of an instruction: the tasks that it selects, and the replies of their experts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tasks selected for an instruction.
+
+    Attributes:
+        adapter: who answers: a task, or "base".
+        tasks: the likeliest first; none where no name was generated.
+        probabilities: of these tasks; none in the generate mode.
+        seconds: that selecting took for its batch.
+    """
+
+    adapter: str
+    tasks: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+        adapter: whose.
+        tokens: new ones, with the one that ended the text.
+        likelihood: the log-likelihood of the new tokens under that adapter, in nats; `None` where there was nothing to
+            choose from.
+        seconds: that generating took for its batch.
+    """
+
+    adapter: str
+    text: str
+    tokens: int
+    seconds: float
+    likelihood: float | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An instruction's answer. `replies` holds those of all candidates, the best first."""
+
+    choice: Choice
+    replies: tuple[Reply, ...]
+
+
+def answering(choice: Choice, k: int) -> tuple[str, ...]:
+    """Who answers: the selected tasks, or the fallback where none is to be trusted."""
+    return choice.tasks[:k] if choice.tasks[:1] == (choice.adapter,) else (choice.adapter,)
+
+
+def best_first(choice: Choice, replies: Sequence[Reply]) -> tuple[Reply, ...]:
+    """The replies, the one first that is likeliest together with its task."""
+    known = dict(zip(choice.tasks, choice.probabilities, strict=False))
+
+    def together(reply: Reply) -> float:
+        return math.log(max(known.get(reply.adapter, 1.0), 1e-300)) + (reply.likelihood or 0.0)
+
+    return tuple(sorted(replies, key=together, reverse=True))

@@ -1,0 +1,136 @@
+"""The selector's rows: an instruction and the task prompt, to be answered by the task's name (Chain-of-LoRA, §II-A).
+
+The paper shows no wording. The default puts the question behind the instruction: a long instruction then loses its
+beginning and never the question, and what the selector has read begins like what the expert reads.
+
+Not in the paper: decoys. A model that was taught to name tasks readily copies a name that the instruction itself gives.
+So a share of the training rows says that it is of some task, drawn at random, also in the task prompt's own words:
+what an instruction says of its task is then no evidence, and what it asks for decides.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from lorachains.batch import Tokens
+from lorachains.data.tasks import Example, Task
+from lorachains.data.tokens import Encoded, encode_train
+from lorachains.errors import LorachainsError
+
+SELECTOR = "selector"
+"""The name of the task-selection LoRA, the paper's P."""
+INSTRUCTION = "{instruction}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the selector is asked, and what it can answer.
+
+    Args:
+        prompt: the task prompt, with `{instruction}` where the instruction goes.
+        names: each task's name as text, in the tasks' order.
+
+    Raises:
+        LorachainsError: the prompt has no place for the instruction, or ends with white space, which tokenizers merge
+            with the name; or a name is empty or there twice.
+    """
+
+    prompt: str
+    names: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if INSTRUCTION not in self.prompt or self.prompt != self.prompt.rstrip():
+            raise LorachainsError(
+                f"method.task_prompt is {self.prompt!r}: put {INSTRUCTION} in it, and no white space at its end"
+            )
+        texts = [name.strip() for name in self.names.values()]
+        if "" in texts or len(set(texts)) < len(texts):
+            raise LorachainsError(f"method.task_names gives the names {texts}: give each task one of its own")
+
+    def about(self, instruction: str) -> str:
+        """The selector's prompt."""
+        return self.prompt.replace(INSTRUCTION, instruction)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What can follow the prompt, in the tasks' order."""
+        return tuple(f" {name.strip()}" for name in self.names.values())
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase, instruction: str, max_length: int) -> list[Tokens]:
+        """The prompt with each answer, closed by the end-of-sequence token: no name is the beginning of another."""
+        example = Example(SELECTOR, self.about(instruction), "", SELECTOR)
+        asked = [replace(example, answer=answer) for answer in self.answers]
+        return [row.choices[0] for row in encode_train(tokenizer, asked, 0, max_length)]
+
+
+DECOYS = ("{name}", "Task: {name}", "This is {name}, nothing else.", "{question} {name}")
+
+
+@dataclass(frozen=True)
+class Decoys:
+    """Which training rows say that they are of a task, and how.
+
+    Args:
+        share: of the rows.
+        template: how a request becomes an instruction; the words go into the request.
+        seed: which rows, tasks, words and places are drawn.
+
+    Raises:
+        LorachainsError: the share is none.
+    """
+
+    share: float
+    template: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.share, int | float) or not 0 <= self.share <= 1:
+            raise LorachainsError(f"method.decoys is {self.share!r}: give a share from 0 to 1")
+
+    def put(self, instruction: str, question: Question, source: str) -> str:
+        """The instruction, maybe with a decoy; always the same for the same source."""
+        rng = random.Random(f"{self.seed}/{source}")
+        before, _, after = self.template.partition(INSTRUCTION)
+        if rng.random() >= self.share or not (instruction.startswith(before) and instruction.endswith(after)):
+            return instruction
+        asked = instruction[len(before) : len(instruction) - len(after)]
+        name = rng.choice([name.strip() for name in question.names.values()])
+        words = rng.choice(DECOYS).format(name=name, question=question.about("").strip())
+        parts = [words, asked] if rng.random() < 0.5 else [asked, words]
+        return before + "\n".join(parts) + after
+
+
+def selector_task(tasks: Sequence[Task]) -> Task:
+    """The selector's own task, beside those of the experts. Names are compared by their whole log-likelihoods."""
+    return Task(SELECTOR, tasks[0].read, stop=tasks[0].stop, total=True)
+
+
+def selector_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Encoded],
+    question: Question,
+    max_length: int,
+    decoys: Decoys | None = None,
+) -> list[Encoded]:
+    """The selector's row of each row of any task, for the bank's adapter 0.
+
+    Args:
+        rows: whose `task` is an index of the question's names.
+        decoys: of training rows, which end in the right name; other rows have all names to choose from.
+    """
+    answers = question.answers
+    asked_of = [row.example.prompt for row in rows]
+    if decoys:
+        asked_of = [decoys.put(row.example.prompt, question, row.example.source) for row in rows]
+    examples = [
+        Example(SELECTOR, question.about(asked), answers[row.task], row.example.source)
+        for row, asked in zip(rows, asked_of, strict=True)
+    ]
+    if decoys:
+        return encode_train(tokenizer, examples, 0, max_length)
+    return [
+        Encoded(replace(asked, candidates=answers), 0, question.texts(tokenizer, row.example.prompt, max_length))
+        for row, asked in zip(rows, examples, strict=True)
+    ]

@@ -1,0 +1,85 @@
+"""`python -m lorachains.generate run=DIR prompt="…"`: answers as JSON lines. See `conf/generate.yaml`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+import lorachains
+from lorachains.answering.engine import Answerer
+from lorachains.answering.replies import Answered
+from lorachains.cli import one_line_errors
+from lorachains.config import conf_dir
+from lorachains.data.rows import read_file
+from lorachains.errors import LorachainsError
+from lorachains.generation import Sampling
+
+
+def main() -> None:
+    """The command line. What follows `prompt=` is taken as it is, whatever characters are in it."""
+    said = [argument for argument in sys.argv[1:] if argument.startswith("prompt=")]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in said]
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="generate")
+    @one_line_errors
+    def command(cfg: DictConfig) -> None:
+        texts = [said[-1].removeprefix("prompt=")] if said else _texts(cfg)
+        chain = lorachains.load(
+            cfg.run, resident=cfg.resident, selection=cfg.selection, threshold=cfg.threshold, fallback=cfg.fallback
+        )
+        for line in answers(chain, texts, cfg):
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+
+    command()
+
+
+def answers(chain: Answerer, texts: Sequence[str], cfg: DictConfig) -> list[dict[str, Any]]:
+    """What is printed of each text's answer."""
+    if cfg.answers not in ("best", "all"):
+        raise LorachainsError(f"answers is {cfg.answers!r}: choose best or all")
+    sampling = None
+    if cfg.sampling is not None:
+        sampling = Sampling(range(cfg.seed, cfg.seed + len(texts)), **cfg.sampling)
+    found = chain.generate(texts, cfg.max_new_tokens, cfg.top_k, cfg.batch_size, sampling)
+    return [_line(text, answer, cfg.answers == "all") for text, answer in zip(texts, found, strict=True)]
+
+
+def _line(text: str, answer: Answered, all_of_them: bool) -> dict[str, Any]:
+    choice, best = answer.choice, answer.replies[0]
+    line: dict[str, Any] = {"prompt": text, "task": best.adapter}
+    if choice.tasks:
+        known = dict(zip(choice.tasks, choice.probabilities, strict=False))
+        line |= {"probability": known.get(best.adapter), "top_k": [[task, known.get(task)] for task in choice.tasks]}
+    line |= {"answer": best.text, "tokens": best.tokens}
+    if all_of_them:
+        line["answers"] = [
+            {"task": r.adapter, "answer": r.text, "tokens": r.tokens, "likelihood": r.likelihood}
+            for r in answer.replies
+        ]
+    return line | {"seconds": {"select": round(choice.seconds, 4), "generate": round(best.seconds, 4)}}
+
+
+def _texts(cfg: DictConfig) -> list[str]:
+    """The instructions of a file, or of standard input.
+
+    Raises:
+        LorachainsError: there is none, or a row has no prompt: with file and line.
+    """
+    if cfg.prompts is not None:
+        path = Path(cfg.prompts)
+        if not path.is_file():
+            raise LorachainsError(f"prompts is {cfg.prompts!r}: give a JSON Lines file with the field prompt")
+        texts = [row.text("prompt") for row in read_file(path)]
+    else:
+        texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts:
+        raise LorachainsError('no instruction: give prompt="…", prompts=FILE.jsonl, or lines on standard input')
+    return texts
+
+
+if __name__ == "__main__":
+    main()

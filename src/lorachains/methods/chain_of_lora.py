@@ -1,0 +1,155 @@
+"""Chain-of-LoRA: a task-selection LoRA and one LoRA for each task (Qiu et al., IEEE Signal Processing Letters 2024).
+
+The selector P names the task of an instruction, and that task's expert M_t answers it (§II-A). All n + 1 are one bank,
+trained in one pass over mixed batches: since each makes its own optimizer steps, at its own rates, each is the adapter
+that it would be alone. Each is kept at its own best epoch.
+
+The paper trains "the two separately" (§II-B) and gives no hyper-parameters; that is the same for every adapter.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from peft import LoraConfig
+
+from lorachains.answering.folder import BASE, ChainFile, check_settings, read_chain
+from lorachains.data import RunsDataModule, TaskDataModule
+from lorachains.data.protocol import positive
+from lorachains.data.selector import SELECTOR, Decoys, Question, selector_rows, selector_task
+from lorachains.data.tokens import Encoded
+from lorachains.errors import LorachainsError
+from lorachains.inject import scaling
+from lorachains.methods.lora import Lora
+from lorachains.methods.routed import routed_metrics
+from lorachains.models import LanguageModel
+from lorachains.optim import Optim
+from lorachains.parallel import writes
+from lorachains.peft_format import check_base, read_config
+from lorachains.run_folder import RunFolder
+from lorachains.transfer import load_adapter
+
+
+class ChainOfLora(Lora):
+    """Trains the selector and the experts.
+
+    Args:
+        tasks: of the data, two at least.
+        task_prompt: what the selector is asked, with `{instruction}` in it.
+        task_names: task to the name by which the selector knows it, where that isn't the task's own.
+        selector_batch_size: rows of the selector's batches; `None` for so many that its epoch has as many batches as
+            the longest expert's.
+        decoys: the share of the selector's training rows that say what task they are of, at random: see `Decoys`.
+        selection, threshold, fallback: see `ChainFile`.
+        start: the run folder of a finished chain: its experts are taken over, but for those in `train`.
+        train: the tasks whose experts are trained, beside the selector; `None` for those that `start` doesn't have.
+        others: see `Lora`.
+
+    Raises:
+        LorachainsError: a setting that can't be followed.
+    """
+
+    of_tasks = True
+
+    def __init__(
+        self, base: LanguageModel, adapter: LoraConfig | Sequence[LoraConfig], optim: Optim | Sequence[Optim],
+        seed: int | Sequence[int], tasks: Sequence[str], task_prompt: str, task_names: Mapping[str, str] | None = None,
+        selector_batch_size: int | None = None, decoys: float = 0.0, select: str = "metric",
+        selection: str = "exact", threshold: float = 0.0, fallback: str = BASE,
+        start: str | None = None, train: Sequence[str] | None = None,
+    ):  # fmt: skip
+        _check(tasks, task_names or {}, train, start)
+        check_settings(selection, threshold, fallback, tasks, "method.")
+        if selector_batch_size is not None:
+            positive("method.selector_batch_size", selector_batch_size)
+        self.question = Question(task_prompt, {task: (task_names or {}).get(task, task) for task in tasks})
+        super().__init__(base, adapter, optim, seed, [SELECTOR, *tasks], select)
+        self.decoys = decoys
+        self.tasks, self.selector_batch_size = list(tasks), selector_batch_size
+        self.selection, self.threshold, self.fallback = selection, float(threshold), fallback
+        self.start = Path(start) if start else None
+        self.kept = self._kept(train)
+        for expert, name in enumerate(self.names * len(self.seeds)):
+            if name in self.kept:
+                self._take_over(expert, self.kept[name])
+
+    def _kept(self, train: Sequence[str] | None) -> dict[str, Path]:
+        """The folders of the experts that are taken over as they are."""
+        if self.start is None:
+            return {}
+        before = read_chain(self.start)
+        anew = set(self.tasks) - set(before.tasks) if train is None else set(train)
+        if missing := [task for task in self.tasks if task not in {*anew, *before.tasks}]:
+            raise LorachainsError(f"method.start={self.start} has no expert for {missing[0]!r}: add it to method.train")
+        return {task: RunFolder(self.start).adapters / task for task in self.tasks if task not in anew}
+
+    def _take_over(self, expert: int, folder: Path) -> None:
+        check_base(folder, self.base.name, self._fingerprint)
+        load_adapter(self.chain, folder, expert)
+        saved, config = read_config(folder), self.chain.configs[expert]
+        if scaling(saved, saved.r) != scaling(config, config.r):
+            raise LorachainsError(
+                f"{folder} was trained with lora_alpha={saved.lora_alpha} at rank {saved.r}, this run has "
+                f"{config.lora_alpha} at {config.r}: give the adapter settings of method.start"
+            )
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def reads(self, data: RunsDataModule) -> RunsDataModule:
+        """The selector's rows beside the experts', each adapter's in training batches of their own."""
+        data.setup()
+        return RunsDataModule([self._beside(run) for run in data.runs])
+
+    def _beside(self, run: TaskDataModule) -> TaskDataModule:
+        rows: dict[str, list[Encoded]] = {}
+        for split in ("train", "val", "test"):
+            given, train = run.rows(split), split == "train"
+            decoys = Decoys(self.decoys, run.template, run.order_seed) if train else None
+            own = selector_rows(run.tokenizer, given, self.question, run.max_length, decoys)
+            experts = [
+                Encoded(row.example, row.task + 1, row.choices, row.prompt)
+                for row in given
+                if not (train and self.tasks[row.task] in self.kept)
+            ]
+            rows[split] = own + experts
+        counts = [sum(row.task == task for row in rows["train"]) for task in range(len(self.names))]
+        longest = max((-(-count // run.batch_size) for count in counts[1:]), default=0)
+        selectors = self.selector_batch_size or (-(-counts[0] // longest) if longest else run.batch_size)
+        sizes = [selectors] + [run.batch_size] * len(self.tasks)
+        return run.with_rows(rows, [selector_task(run.tasks), *run.tasks], sizes)
+
+    # -- what is kept --------------------------------------------------------------------------------------------------
+
+    def save(self, run: int, folder: RunFolder) -> dict[str, float]:
+        """Writes a run's adapters, `chain.json`, and what `routed_metrics` tells."""
+        metrics = super().save(run, folder)
+        data = self.data.runs[run]
+        settings = ChainFile(
+            self.base.name, dict(self.question.names), self.question.prompt, data.template, self.selection,
+            self.threshold, self.fallback, data.max_length, data.tasks[0].stop,
+        )  # fmt: skip
+        found, confusion = routed_metrics(self, run, settings)
+        if writes():
+            settings.write(folder.path)
+            confusion.write(folder.path)
+        return metrics | found
+
+    def write(self, expert: int, path: Path) -> int:
+        """Writes one adapter; one that was taken over byte for byte."""
+        kept = self.kept.get(self.names[expert % len(self.names)])
+        if kept is None:
+            return super().write(expert, path)
+        if kept.resolve() != path.resolve():
+            shutil.copytree(kept, path, dirs_exist_ok=True)
+        return read_config(path).r
+
+
+def _check(tasks: Sequence[str], names: Mapping[str, str], train: Sequence[str] | None, start: str | None) -> None:
+    if len(tasks) < 2:
+        raise LorachainsError(f"method=chain_of_lora selects a task, data.tasks is {list(tasks)}: give two at least")
+    if unknown := sorted({*names, *(train or ())} - set(tasks)):
+        raise LorachainsError(
+            f"method.task_names or method.train names {', '.join(unknown)}: the tasks are {', '.join(tasks)}"
+        )
+    if train is not None and start is None:
+        raise LorachainsError("method.train trains some experts of a finished chain: give its folder as method.start")
