@@ -167,7 +167,7 @@ def test_a_link_is_a_lora_run_of_its_own_on_the_merged_base(optim: str, first: b
     class SkipFirstEpoch(L.Callback):
         def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             loader: Any = trainer.train_dataloader
-            loader.load_state_dict({"runs": [{**loader.state_dict()["runs"][0], "epoch": 1}]})
+            loader.load_state_dict({"streams": [{**loader.state_dict()["streams"][0], "epoch": 1}]})
 
     fit(second, "trainer.max_epochs=2", callbacks=[SkipFirstEpoch()])
     for layer, bank in second.chain.banks.items():
