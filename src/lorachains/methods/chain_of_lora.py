@@ -56,14 +56,15 @@ class ChainOfLora(Lora):
         seed: int | Sequence[int], tasks: Sequence[str], task_prompt: str, task_names: Mapping[str, str] | None = None,
         selector_batch_size: int | None = None, decoys: float = 0.0, select: str = "metric",
         selection: str = "exact", threshold: float = 0.0, fallback: str = BASE,
-        start: str | None = None, train: Sequence[str] | None = None,
+        start: str | None = None, train: Sequence[str] | None = None, start_from: str | None = None,
+        start_links: int | None = None,
     ):  # fmt: skip
         _check(tasks, task_names or {}, train, start)
         check_settings(selection, threshold, fallback, tasks, "method.")
         if selector_batch_size is not None:
             positive("method.selector_batch_size", selector_batch_size)
         self.question = Question(task_prompt, {task: (task_names or {}).get(task, task) for task in tasks})
-        super().__init__(base, adapter, optim, seed, [SELECTOR, *tasks], select)
+        super().__init__(base, adapter, optim, seed, [SELECTOR, *tasks], select, start_from, start_links)
         self.decoys = decoys
         self.tasks, self.selector_batch_size = list(tasks), selector_batch_size
         self.selection, self.threshold, self.fallback = selection, float(threshold), fallback
