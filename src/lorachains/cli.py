@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_switch
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +95,7 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.start_from is None and cfg.start_links is not None:
         raise LorachainsError(f"start_links is {cfg.start_links!r}, but start_from names no chain: set it too")
     for key in ("resume", "overwrite"):
-        if not isinstance(cfg[key], bool):
-            raise LorachainsError(f"{key} is {cfg[key]!r}: give true or false")
+        check_switch(key, cfg[key])
 
 
 def told(error: BaseException) -> str | None:

@@ -43,6 +43,7 @@ def test_all_formats_give_the_same_rows(name: str, places: list[str], tmp_path: 
         ("f.csv", b"a,b\n1,2\n1\n", r"f.csv:3: 1 fields, expected 2 \(a, b\)"),
         ("f.csv", b"a,b\n1,\xff\n", "f.csv: invalid start byte at byte"),
         ("f.csv", b'a,b\n1,"2"3\n', "f.csv:2: not CSV"),
+        ("f.csv", b"a,b,a\n1,2,3\n", "f.csv:1: two columns have one name"),
         ("f.parquet", b"no", "f.parquet: not parquet"),
     ],
 )
@@ -56,6 +57,24 @@ def test_a_folder_has_its_files_of_known_kinds(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.csv", "notes.md"):
         (tmp_path / name).touch()
     assert [file.name for file in files_in(tmp_path, "data.path")] == ["a.csv", "b.jsonl"]
-    for path in (tmp_path / "notes.md", tmp_path / "none"):
-        with pytest.raises(LorachainsError, match=r"no such file, nor a folder of .*: correct data.path"):
-            files_in(path, "data.path")
+    (tmp_path / "folder.jsonl").mkdir()
+    assert [file.name for file in files_in(tmp_path, "data.path")] == ["a.csv", "b.jsonl"]
+    for name, says in {
+        "notes.md": "is no .* file, nor a folder", "folder.jsonl": "nor a folder of them", "none": "is not there",
+    }.items():  # fmt: skip
+        with pytest.raises(LorachainsError, match=rf"{name} .*{says}.*: correct data.path"):
+            files_in(tmp_path / name, "data.path")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("f.jsonl", '{"a": "x"}\n{"a": "y"}\n'), ("f.tsv", "a\nx\ny\n"), ("f.csv", "a\nx\ny\n")]
+)
+def test_a_byte_order_mark_is_no_part_of_the_rows(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert [dict(row.values) for row in read_rows(tmp_path / name)] == [{"a": "x"}, {"a": "y"}]
+
+
+def test_long_texts_are_read(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("a,b\n" + "x" * 200_000 + ",y\n")
+    [row] = read_rows(tmp_path / "f.csv")
+    assert len(row.text("a")) == 200_000

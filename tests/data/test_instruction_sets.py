@@ -104,9 +104,12 @@ def test_rows_with_long_answers_are_left_out_or_refused(tmp_path: Path, caplog: 
 @pytest.mark.parametrize(
     ("override", "fault"),
     [
-        ("data.task=c", "there is no task c: those there are are a, b"),
+        ("data.task=c", "there is no task c: choose data.tasks and data.exclude of a, b"),
         ("data.exclude=[c]", "there is no task c"),
-        ("data.exclude=[a,b]", r"data.tasks is \[\]"),
+        ("data.exclude=[a,b]", "data.exclude leaves out all tasks"),
+        ("data.exclude=abc", "there is no task abc"),
+        ("data.generate=no", "data.generate is 'no': give true or false"),
+        ("data.columns=input", "data.columns is 'input'"),
         ("data.train_size=0", "data.train_size is 0"),
         ("data.long_answers=cut", "data.long_answers is 'cut'"),
         ("data.template=alpaca", "data.template is 'alpaca'"),
@@ -119,6 +122,18 @@ def test_bad_settings_are_refused(override: str, fault: str, tmp_path: Path) -> 
     with pytest.raises(hydra.errors.InstantiationException, match=fault) as error:
         _own(tmp_path, override)
     assert isinstance(error.value.__cause__, LorachainsError)
+
+
+def test_files_without_rows_are_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(hydra.errors.InstantiationException, match="the data set has no rows"):
+        _module("+data=instructions", f"data.path={tmp_path}")
+
+
+def test_half_a_character_is_refused_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"input": "x", "output": "y"}\n{"input": "x\\ud83d", "output": "y"}\n')
+    with pytest.raises(hydra.errors.InstantiationException, match=r"a.jsonl:2: field .input. is .x\\+ud83d"):
+        _module("+data=instructions", f"data.path={tmp_path}")
 
 
 def test_rows_without_a_label_go_by_their_files_names(tmp_path: Path) -> None:

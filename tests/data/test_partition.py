@@ -1,6 +1,7 @@
 import random
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_too_few_rows_are_refused(n: int) -> None:
         partition([*_records("b", 20), *_records("a", n)], _SHARES, 0)
 
 
-@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.6, 0.3, 0.2], [1.0, 0.0, 0.0]])
-def test_shares_must_make_one(shares: list[float]) -> None:
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.6, 0.3, 0.2], [1.0, 0.0, 0.0], 0.6, None, ["a", "b", "c"]])
+def test_shares_must_make_one(shares: Any) -> None:
     with pytest.raises(LorachainsError, match=r"data.split is"):
         partition(_records("a", 9), shares, 0)

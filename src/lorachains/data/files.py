@@ -2,12 +2,15 @@
 
 import csv
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lorachains.data.rows import Row, read_file
 from lorachains.errors import LorachainsError
+
+csv.field_size_limit(sys.maxsize)  # it would refuse texts of more than 131,072 characters
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
@@ -18,10 +21,12 @@ def files_in(path: Path, key: str) -> list[Path]:
     Raises:
         LorachainsError: there are none. `key` is the setting to correct.
     """
-    found = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in SUFFIXES)
-    if not found or found[0].suffix not in SUFFIXES:
-        raise LorachainsError(f"{path}: no such file, nor a folder of {', '.join(SUFFIXES)} files: correct {key}")
-    return found
+    found = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.is_file())
+    if not (known := [file for file in found if file.suffix in SUFFIXES]):
+        kinds = ", ".join(SUFFIXES)
+        fault = f"is no {kinds} file, nor a folder of them" if path.exists() else f"is not there ({kinds}, or a folder)"
+        raise LorachainsError(f"{path} {fault}: correct {key}")
+    return known
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -68,6 +73,8 @@ def _read_csv(path: Path) -> Iterator[Row]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             names, line = next(reader, []), reader.line_num + 1
+            if len(set(names)) < len(names):
+                raise LorachainsError(f"{path}:1: two columns have one name ({', '.join(names)}): rename one of them")
             for cells in reader:
                 if len(cells) != len(names) and cells:
                     raise LorachainsError(

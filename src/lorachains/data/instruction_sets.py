@@ -22,7 +22,7 @@ from lorachains.data.protocol import Sizes, Splits
 from lorachains.data.rouge import rouge_l
 from lorachains.data.rows import Row
 from lorachains.data.tasks import Example, Metric, Task, matches
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_switch
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,15 @@ class Instructions:
 
     def choose(self, tasks: Sequence[str] | None, exclude: Sequence[str]) -> list[str]:
         """The tasks asked for, all if None, without the excluded ones. Raises `LorachainsError` for unknown ones."""
+        if not self.names:
+            raise LorachainsError("the data set has no rows: give files that hold some")
         if unknown := sorted({*(tasks or ()), *exclude} - set(self.names)):
-            raise LorachainsError(f"there is no task {', '.join(unknown)}: those there are are {', '.join(self.names)}")
-        return [name for name in tasks or self.names if name not in exclude]
+            raise LorachainsError(
+                f"there is no task {', '.join(unknown)}: choose data.tasks and data.exclude of {', '.join(self.names)}"
+            )
+        if not (chosen := [name for name in tasks or self.names if name not in exclude]):
+            raise LorachainsError("data.exclude leaves out all tasks: keep one")
+        return chosen
 
     def load(self, name: str, sizes: Sizes, seed: int) -> tuple[Task, Splits]:
         """See `Source.load`."""
@@ -104,6 +110,7 @@ def superni(
     Args:
         superni: `definition`: whether the task's definition is in the prompt, or the instance alone.
     """
+    check_switch("data.superni.definition", superni["definition"])
     files = files_in(_folder(root, "superni"), "data.root")
     rows = (row for file in files for row in superni_rows(file, superni["definition"]))
     return _module(tokenizer, map(Columns().record, rows), **settings)
@@ -136,8 +143,10 @@ def _module(
     exclude: Sequence[str], split: Sequence[float], template: str, generate: bool,
     train_size: int | None, val_size: int | None, test_size: int | None, **settings: Any,
 ) -> TaskDataModule:  # fmt: skip
+    check_switch("data.generate", generate)
     source = Instructions(found, templates.template(template, tokenizer), split, generate)
     wanted = [tasks] if isinstance(tasks, str) else tasks or ([task] if task else None)
     sizes = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
     caps = {key: sys.maxsize if size is None else size for key, size in sizes.items()}
-    return TaskDataModule(tokenizer, source, source.choose(wanted, exclude), **{**caps, **settings})
+    left_out = [exclude] if isinstance(exclude, str) else exclude or []
+    return TaskDataModule(tokenizer, source, source.choose(wanted, left_out), **{**caps, **settings})

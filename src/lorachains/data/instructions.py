@@ -92,6 +92,8 @@ def find_columns(names: Iterable[str], given: Mapping[str, str | None], label: s
     Raises:
         LorachainsError: a column that is given isn't there, or there is none of requests, or none of answers.
     """
+    if not isinstance(given, Mapping):
+        raise LorachainsError(f"data.columns is {given!r}: give names of columns, as data.columns.output=answer")
     if unknown := sorted(given.keys() - NAMES.keys()):
         raise LorachainsError(f"data.columns has {', '.join(unknown)}: choose of {', '.join(NAMES)}")
     there = list(names)

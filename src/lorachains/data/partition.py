@@ -26,8 +26,9 @@ def partition(records: Iterable[Record], shares: Sequence[float], seed: int) -> 
     Raises:
         LorachainsError: a task is too small to have a record in each split, or the shares aren't three that make 1.
     """
-    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise LorachainsError(f"data.split is {list(shares)}: give three shares above 0 that make 1, as [0.6,0.2,0.2]")
+    numbers = isinstance(shares, list | tuple) and all(type(share) in (int, float) for share in shares)
+    if not numbers or len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise LorachainsError(f"data.split is {shares}: give three shares above 0 that make 1, as [0.6,0.2,0.2]")
     owned: dict[str, list[tuple[str, list[Record]]]] = defaultdict(list)
     parts: dict[str, Parts] = {}
     for key, group in same_text(records).items():

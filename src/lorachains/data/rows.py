@@ -20,13 +20,13 @@ class Row:
     def text(self, field: str) -> str:
         """The text in `field`. Raises `LorachainsError` where it is missing or no text."""
         value = self._get(field, "text")
-        return value if isinstance(value, str) else self._refuse(field, value, "text")
+        return value if _is_text(value) else self._refuse(field, value, "text")
 
     def texts(self, field: str) -> list[str]:
         """The texts of the list in `field`. Raises `LorachainsError` where it is missing, empty or no list of texts."""
         expected = "a list of texts, at least one"
         values = self._get(field, expected)
-        if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        if not isinstance(values, list) or not values or not all(map(_is_text, values)):
             self._refuse(field, values, expected)
         return values
 
@@ -81,6 +81,17 @@ class Row:
         )
 
 
+def _is_text(value: Any) -> bool:
+    """Whether it is one that can be written: JSON can hold half a character (`"\\ud83d"`), which no tokenizer reads."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _show(value: Any) -> str:
     """As it stands in the file, but on one short line."""
     return json.dumps(value) if isinstance(value, bool | None) else reprlib.repr(value)
@@ -110,7 +121,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(file, 1):
             source = f"{path}:{number}"
             try:
-                text = line.decode("utf-8").rstrip("\r\n")
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise LorachainsError(f"{source}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
             if text:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_switch
 from lorachains.models.checkpointing import checkpoint_layers
 from lorachains.models.identity import fingerprint
 
@@ -60,6 +60,8 @@ def ready_to_train(
         checkpointing: whether activations are recomputed in the backward pass: see `checkpoint_layers`.
         prune_vocab: see `LanguageModel`.
     """
+    check_switch("model.checkpointing", checkpointing)
+    check_switch("model.prune_vocab", prune_vocab)
     if checkpointing:
         checkpoint_layers(model)
     if tokenizer.pad_token is None:
