@@ -28,6 +28,7 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
     [
         ('{"prompt": "a", "prediction": "b"}\n{"prompt": "a"}', None, "p.jsonl:2: field 'prediction' is missing"),
         ('{"prompt": "a", "prediction": 1}', None, "p.jsonl:1: field 'prediction' is 1, expected text"),
+        ('{"prompt": "a", "prediction": null}', None, "p.jsonl:1: no answer was generated"),
         ('{"prompt": "a"', None, "p.jsonl:1: not JSON"),
         ("", None, "p.jsonl is empty"),
         (None, None, "p.jsonl is no file"),

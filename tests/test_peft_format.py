@@ -53,6 +53,8 @@ def test_what_peft_wrote_is_one_link(tmp_path: Path) -> None:
         ("{}", "links of other ranks than the adapter beside it, 4 in all"),
         ('[{"rank": 4}]', r"links\.json can't be read"),
         ('[{"rank": 3, "knot": 1}]', "links of other ranks"),
+        ('[{"rank": "4", "knot": 1}]', r"links\.json can't be read \(a link of rank '4'"),
+        ('[{"rank": 5, "knot": 1}, {"rank": -1, "knot": null}]', r"links\.json can't be read \(a link of rank -1"),
     ],
 )
 def test_links_that_do_not_fit(text: str, says: str, tmp_path: Path) -> None:
@@ -64,5 +66,5 @@ def test_links_that_do_not_fit(text: str, says: str, tmp_path: Path) -> None:
 
 def test_what_a_bank_does_not_follow_is_refused(tmp_path: Path) -> None:
     get_peft_model(tiny_model("llama"), config("llama", use_dora=True)).save_pretrained(str(tmp_path))
-    with pytest.raises(LorachainsError, match=r"adapter\.use_dora is True"):
+    with pytest.raises(LorachainsError, match=r"adapter_config\.json: adapter\.use_dora is True"):
         read_adapter(tmp_path)

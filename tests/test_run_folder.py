@@ -109,6 +109,16 @@ def test_bad_metrics_are_named(folder: RunFolder, content: str | None, says: str
         folder.read_metrics()
 
 
+@pytest.mark.parametrize("content", [None, "a: [", "- a"], ids=["missing", "cut", "list"])
+def test_bad_settings_are_named(folder: RunFolder, content: str | None) -> None:
+    folder.config.unlink()
+    if content:
+        folder.config.write_text(content)
+    with pytest.raises(LorachainsError, match=r"config\.yaml (can't be read|holds no settings)") as raised:
+        folder.read_config()
+    assert "\n" not in str(raised.value)
+
+
 def test_predictions_are_one_json_object_a_line(folder: RunFolder) -> None:
     rows = [Prediction("task", "file:1", "a\nb", "é", "\u2028", {"accuracy": 1.0}, 0.5, 2, [-0.5, -1.0])] * 2
     folder.write_predictions(rows)

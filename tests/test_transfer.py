@@ -188,7 +188,7 @@ def test_a_chain_that_does_not_fit_is_not_taken_over(tmp_path: Path) -> None:
         begin_with(Chain(tiny_model("llama"), config("llama")), tmp_path)
     with pytest.raises(LorachainsError, match="lora_bias is True in it: set it alike"):
         begin_with(Chain(tiny_model("opt"), config("opt")), tmp_path)
-    with pytest.raises(LorachainsError, match="links is 2, but the chain has 1"):
+    with pytest.raises(LorachainsError, match="start_links is 2, but the chain has 1"):
         begin_with(Chain(tiny_model("opt"), chain.config), tmp_path, 2)
 
 

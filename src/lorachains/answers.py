@@ -39,6 +39,10 @@ def read_answers(path: Path, rows: int | None = None, seed: int = 0) -> list[Ans
         raise LorachainsError(f"{path} is no file: give a JSON Lines file with the fields prompt and prediction")
     answers = []
     for row in read_file(path):
+        if row.values.get("prediction", "") is None:
+            raise LorachainsError(
+                f"{row.source}: no answer was generated: rate a run with data.generate=true, or of a task with metrics"
+            )
         task, reference = (row.text(field) if field in row.values else None for field in ("task", "answer"))
         answers.append(Answer(task or "", row.text("prompt"), row.text("prediction"), reference, row.source))
     if not answers:

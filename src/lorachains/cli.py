@@ -88,6 +88,8 @@ def check_settings(cfg: DictConfig) -> None:
             raise LorachainsError(f"{key} is {cfg[key]!r}: give a whole number from {least} to {most}")
     if not isinstance(cfg.checkpoint_seconds, int | float) or not cfg.checkpoint_seconds >= 0:
         raise LorachainsError(f"checkpoint_seconds is {cfg.checkpoint_seconds!r}: give a number, 0 or more")
+    if not isinstance(cfg.start_from, str | None):
+        raise LorachainsError(f"start_from is {cfg.start_from!r}: give a folder's path, as ./NAME")
     if cfg.start_from is not None and "start_from" not in cfg.method:
         raise LorachainsError(
             f"start_from is {cfg.start_from}, but {cfg.method._target_} trains no chain: leave it out"
@@ -106,6 +108,8 @@ def told(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, LorachainsError):
             return str(link)
+        if isinstance(link, OSError) and link.filename is not None:
+            return f"{link.filename}: {link.strerror}: correct the path, or what lies there"
     if isinstance(error, InstantiationException):  # a library refuses what the config gives it
         key = str(error).rpartition("full_key: ")[2]
         return f"{key}: {_first_line(chain[-1])}: correct the setting (hydra.verbose=true logs where it was refused)"

@@ -60,17 +60,17 @@ class ExportedChain:
         """The ranks of all links together."""
         return sum(link.rank for link in self.links)
 
-    def first(self, links: int) -> "ExportedChain":
+    def first(self, links: int, key: str = "links") -> "ExportedChain":
         """The chain of its first links alone: as it was right after the last one's knot, its live link still zero.
 
-        Of no link the first one's `A` is kept, with a `B` of zero.
+        Of no link the first one's `A` is kept, with a `B` of zero. `key` is the setting that has the number.
 
         Raises:
             LorachainsError: there aren't as many links, or parameters were trained that belong to no link.
         """
         if type(links) is not int or not 0 <= links <= len(self.links):
             raise LorachainsError(
-                f"links is {links!r}, but the chain has {len(self.links)}: choose 0…{len(self.links)}"
+                f"{key} is {links!r}, but the chain has {len(self.links)}: choose 0…{len(self.links)}"
             )
         if self.besides:
             raise LorachainsError(

@@ -78,7 +78,8 @@ def ledger(cfg: DictConfig) -> None:
     if cfg.action not in ACTIONS:
         raise LorachainsError(f"action is {cfg.action!r}: choose {', '.join(ACTIONS)}")
     if cfg.adapter is None:
-        raise LorachainsError("no chain is given: set run=DIR or adapter=DIR")
+        why = f"run={cfg.run} has no adapter: its method trains none" if cfg.run else "no chain is given"
+        raise LorachainsError(f"{why}: set run=DIR, of method=lora or cola, or adapter=DIR")
     print(json.dumps(ACTIONS[cfg.action](cfg, read_adapter(Path(cfg.adapter))), indent=2))
 
 

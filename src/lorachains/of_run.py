@@ -39,7 +39,7 @@ def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
         LorachainsError: the folder holds no finished run, or a change is of a setting that the run doesn't have.
     """
     metrics = run.read_metrics()
-    before: Any = OmegaConf.load(run.config)
+    before = run.read_config()
     OmegaConf.set_struct(before, True)
     for override in OverridesParser.create().parse_overrides(changes):
         try:

@@ -67,7 +67,7 @@ def read_adapter(folder: Path) -> ExportedChain:
     """
     config = read_config(folder)
     config.init_lora_weights = True  # the weights are read
-    check_config(replace(config, modules_to_save=None))
+    _check_followed(folder, replace(config, modules_to_save=None))
     tensors, links = _read(folder / WEIGHTS), _read_links(folder, config.r)
     biases = _read(folder / BIASES) if config.lora_bias and len(links) > 1 else {}
     layers = {}
@@ -82,6 +82,13 @@ def read_adapter(folder: Path) -> ExportedChain:
         layers[name] = Factors(a, b, None if bias is None else biases.get(name, bias.unsqueeze(0)))
     besides = {key.removeprefix(PREFIX).replace(".base_layer.", "."): tensor for key, tensor in tensors.items()}
     return ExportedChain(config, _fingerprint(folder), links, layers, scaling(config, config.r), besides)
+
+
+def _check_followed(folder: Path, config: LoraConfig) -> None:
+    try:
+        check_config(config)
+    except LorachainsError as error:
+        raise LorachainsError(f"{folder / CONFIG}: {error}") from error
 
 
 def read_config(folder: Path) -> LoraConfig:
@@ -141,12 +148,18 @@ def _read_links(folder: Path, rank: int) -> tuple[Link, ...]:
     if not path.is_file():
         return (Link(rank, None),)
     try:
-        links = tuple(Link(link["rank"], link["knot"]) for link in json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
+        links = tuple(_link(**link) for link in json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
         raise LorachainsError(f"{path} can't be read ({error}): copy it again, or delete it") from error
     if sum(link.rank for link in links) != rank:
         raise LorachainsError(f"{path} has links of other ranks than the adapter beside it, {rank} in all: delete it")
     return links
+
+
+def _link(rank: Any, knot: Any) -> Link:
+    if type(rank) is not int or rank < 1 or (knot is not None and type(knot) is not int):
+        raise ValueError(f"a link of rank {rank!r} with the knot {knot!r}")
+    return Link(rank, knot)
 
 
 def _whole(number: float) -> Any:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]  # has no stubs
 
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction
@@ -131,6 +132,21 @@ class RunFolder:
                 f"{self.metrics} can't be read as JSON ({error}): run it again with overwrite=true"
             ) from error
 
+    def read_config(self) -> DictConfig:
+        """The settings of the run.
+
+        Raises:
+            LorachainsError: they are missing or damaged.
+        """
+        try:
+            settings = OmegaConf.load(self.config)
+        except (OSError, YAMLError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise LorachainsError(f"{self.config} can't be read ({reason}): copy the run's folder again") from error
+        if not isinstance(settings, DictConfig):
+            raise LorachainsError(f"{self.config} holds no settings: copy the run's folder again")
+        return settings
+
     def write_predictions(self, predictions: Iterable[Prediction]) -> None:
         """Writes the test set's predictions, a JSON object a line."""
         write_whole(self.predictions, "".join(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in predictions))
@@ -140,7 +156,7 @@ class RunFolder:
         write_whole(self.knots, "".join(json.dumps(link) + "\n" for link in links))
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
-        before, now = (flat(OmegaConf.to_container(OmegaConf.load(self.config))), flat(settings))
+        before, now = (flat(OmegaConf.to_container(self.read_config())), flat(settings))
         for key in sorted((before.keys() | now.keys()) - ELSEWHERE):
             if before.get(key) != now.get(key):
                 raise LorachainsError(

@@ -93,7 +93,7 @@ def begin_with(chain: Chain, folder: Path, links: int | None = None) -> None:
     given = read_adapter(folder)
     _check_layers(given, chain, folder)
     if links is not None:
-        given = given.first(links)
+        given = given.first(links, "start_links")
     taken = given.links if links != 0 else ()
     for name, bank in chain.banks.items():
         factors, rank = given.layers[name], sum(link.rank for link in taken)

@@ -58,6 +58,8 @@ def error_line(err: str) -> str:
         (["method=cola", "knots.requantize=true"], "knots.requantize is True with knots.mode=ledger"),
         (["start_from=nowhere"], "start_from is nowhere: give the folder of a run or of an adapter"),
         (["method=full", "start_from=run"], "start_from is run, but lorachains.methods.Full trains no chain"),
+        (["start_from=3"], "start_from is 3: give a folder's path, as ./NAME"),
+        (["start_from=[a]"], "start_from is ['a']"),
         (["start_links=1"], "start_links is 1, but start_from names no chain"),
         (["method=full", "model.dtype=bfloat16"], "loses small updates"),
         (["method=icl", "method.demonstrations=-1"], "method.demonstrations is -1"),

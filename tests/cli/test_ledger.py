@@ -84,7 +84,9 @@ def test_merge_in_memory_and_file_by_file(train: Train, command: Command) -> Non
 
 
 WRONG: list[tuple[list[str], str]] = [
-    ([], "no chain is given: set run=DIR or adapter=DIR"),
+    ([], "no chain is given: set run=DIR, of method=lora or cola, or adapter=DIR"),
+    (["run=bare"], "run=bare has no adapter: its method trains none"),
+    (["run=run", "action=rewind", "links=1", "output=run/metrics.json/new"], "run/metrics.json/new: Not a directory"),
     (["run=nowhere"], "nowhere holds no finished run"),
     (["adapter=nowhere"], "nowhere holds no adapter"),
     (["run=run", "action=burn"], "action is 'burn': choose show, rewind, compress, merge"),
@@ -100,6 +102,7 @@ WRONG: list[tuple[list[str], str]] = [
 
 def test_wrong_arguments(train: Train, command: Command) -> None:
     assert train(*COLA).code == 0
+    assert train("method=zero_shot", "hydra.run.dir=bare").code == 0
     for arguments, says in WRONG:
         code, _, err = command(main, *arguments)
         assert code == 1, arguments

@@ -126,7 +126,7 @@ def test_it_belongs_to_the_runs_settings(first: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["start_links=4"], "links is 4, but the chain has 3: choose 0…3"),
+        (["start_links=4"], "start_links is 4, but the chain has 3: choose 0…3"),
         (["start_links=many"], "links is 'many'"),
         (["adapter.target_modules=[q_proj]"], "layers that are none of the model's targets, as .*v_proj"),
         (

@@ -61,8 +61,8 @@ def demonstrated(data: TaskDataModule, number: int, seed: int, positions: int | 
     )  # fmt: skip
     if not any(every):
         raise LorachainsError(
-            "not one demonstration fits before any prompt: raise data.max_length (and the model's context), or use "
-            "method=zero_shot"
+            "not one demonstration fits before any prompt: raise data.max_length (and the model's context), or ask "
+            "for none: method=zero_shot, or demonstrations=0 of lorachains.evaluate"
         )
     tasks = [replace(task, stop=task.stop or SEPARATOR) for task in data.tasks]
     return data.with_rows(rows, tasks), fmean(counts["test"])
