@@ -40,7 +40,8 @@ def test_the_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.
     module = tmp_path / "src" / "lorachains" / "__init__.py"
     module.parent.mkdir(parents=True)
     module.touch()
-    monkeypatch.setattr(lorachains, "__file__", str(module))
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    provenance.commit.cache_clear()
     assert provenance.commit() is None  # no checkout
 
     def git(*arguments: str) -> str:
