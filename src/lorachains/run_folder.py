@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError  # type: ignore[import-untyped]  # has no stubs
+from yaml import YAMLError
 
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction
