@@ -21,7 +21,7 @@ from lorachains.data.tokens import Encoded
 from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
 from lorachains.methods.lora import Lora
-from lorachains.methods.routed import routed_metrics
+from lorachains.methods.routed_answers import routed_metrics
 from lorachains.models import LanguageModel
 from lorachains.optim import Optim
 from lorachains.parallel import writes
