@@ -18,6 +18,7 @@ _CHECKED = (
     "theory.frank_wolfe", "theory.links", "theory.problems",
     "selection.trie",
     "bank", "batch", "chain", "data.tokens", "graphs", "inject", "optim", "packing", "routing", "scoring", "spectra",
+    "blocks", "decisions", "mixture", "routers",
 )  # fmt: skip
 install_import_hook([f"lorachains.{module}" for module in _CHECKED], "beartype.beartype")
 

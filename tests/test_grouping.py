@@ -118,6 +118,7 @@ def test_jobs_without_adapters_stay_apart(method: str) -> None:
     alone = jobs([f"method={method}"], ["seed=0", "seed=1"])
     assert group([*alone, job()]) == [[0], [1], [2]]
     assert "has no adapters" in str(why_alone(alone[0]))
+    assert "routers belong to one run" in str(why_alone(job("method=moa")))
     assert why_alone(job()) is None
     assert trunk(job("method=cola"), alone) is trunk(alone[0], [job()]) is None
 

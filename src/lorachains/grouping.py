@@ -40,6 +40,8 @@ def why_alone(settings: Settings) -> str | None:
     """Why a job is trained in no bank with others; `None` if it can be."""
     if "adapter" not in settings["method"]:
         return f"method={settings['method']['_target_'].rsplit('.', 1)[-1]} has no adapters to be stacked"
+    if "router_lr" in settings["method"]:
+        return "routers belong to one run"
     if settings["knots"]["mode"] == "merge" and not ties_none(settings):  # COLA Algorithm 1, line 6
         return "knots.mode=merge changes the base (knots.mode=ledger doesn't)"
     if _watches_loss(settings):

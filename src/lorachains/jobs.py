@@ -201,6 +201,8 @@ def _built(jobs: Sequence[Job], base: LanguageModel) -> tuple[RunsDataModule, li
                 data.setup()
                 read[rows] = data
             runs.append(read[rows].in_order(job.cfg.data.order_seed))
+            if methods[-1].keywords.get("names", ()) is None:  # an adapter for each task
+                methods[-1].keywords["names"] = [task.name for task in runs[-1].tasks]
         except Exception:
             if len(jobs) == 1:
                 raise

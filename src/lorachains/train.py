@@ -27,7 +27,8 @@ def main(cfg: DictConfig) -> None:
     (outcome,) = train_jobs([Job(cfg, folder)])
     if isinstance(outcome, Exception):
         raise outcome
-    log.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in outcome.items() if k.startswith(("test", "val"))))
+    shown = (key for key in outcome if key.startswith(("test", "val")) and "/block/" not in key)
+    log.info("%s", ", ".join(f"{key} {outcome[key]:.4g}" for key in shown))
     log.info("%s", folder.path)
 
 

@@ -12,13 +12,17 @@ from lorachains.config import conf_dir
 from lorachains.run_folder import RunFolder
 from tests.cli.conftest import Train
 
+TWO_TASKS = ["data.tasks=[leg_counting,syllogism]", "data.train_size=4"]
 STEPS = {
+    "moa": TWO_TASKS,
+    "moe_lora": TWO_TASKS,
+    "single_lora": TWO_TASKS,
     "at_epochs": ["knots.epochs=[1]", "trainer.max_epochs=2", "data.train_size=4"],
     "at_steps": ["knots.steps=[1]"],
     "even": ["knots.links=2"],
     "every": ["knots.n_steps=1"],
 }
-"""What a schedule of knots needs to fit into two optimizer steps."""
+"""What a schedule of knots, or a method of several experts, needs to fit into two optimizer steps."""
 TRAIN_NOTHING = ("icl", "zero_shot")
 ONE_TASK = {"firefly": "data.task=NLI", "moa": "data.task=FINANCE", "superni": "data.task=task1289_trec_classification"}
 """Of those sets in which no task named is all of them, which would be more than two steps."""
@@ -47,6 +51,8 @@ def test_two_steps(group: str, option: str, train: Train, tmp_path: Path) -> Non
         chain = STEPS["even"]
     if option == "chain_of_lora":
         chain = ["data.tasks=[chain_sum,syllogism]"]
+    if group == "method":
+        chain = STEPS["even" if option == "cola" else option] if option in ("cola", *STEPS) else []
     place = "peft@adapter" if group == "peft" else group
     done = train(*chain, f"{place}={option}", "hydra.run.dir=run")
     assert done.code == 0, done.err

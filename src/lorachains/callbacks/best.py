@@ -60,8 +60,9 @@ class BestEpoch(L.Callback):
         if trainer.sanity_checking:
             return
         self.validated = step = trainer.global_step
-        for expert, summary in enumerate(pl_module.adapter_summaries("val")):
-            loss, metric = summary["loss"], score_of(summary)
+        summaries = pl_module.adapter_summaries("val")
+        for expert, (summary, told) in enumerate(zip(summaries, pl_module.criteria(summaries), strict=True)):
+            loss, metric = told["loss"], score_of(told)
             score = {"metric": (metric, -loss), "loss": (-loss,), "last": (float(step),)}[self.select]
             if expert == len(self.best) or score > self.best[expert].score:
                 self.best[expert : expert + 1] = [Best(score, step, pl_module.snapshot(expert), summary)]

@@ -198,6 +198,14 @@ def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(pad) if pad is not None else _required(tokenizer.eos_token_id)
 
 
+def prompt_of(row: Encoded) -> list[int]:
+    """The tokens from which a row is answered."""
+    if row.prompt is not None:
+        return row.prompt.input_ids
+    text = row.choices[0]
+    return text.input_ids[: len(text.input_ids) - len(text.answer)]
+
+
 def collate_train(rows: Sequence[tuple[int, Encoded]], serving: Serving, pad: int) -> TokenBatch:
     """The gold texts of the rows, each with its run."""
     return pack([row.choices[0] for _, row in rows], serving.adapters(rows), pad, serving.bank)

@@ -5,6 +5,8 @@ from lorachains.methods.cola import Cola
 from lorachains.methods.full import Full
 from lorachains.methods.lora import Lora
 from lorachains.methods.method import Method
+from lorachains.methods.moa import Moa
+from lorachains.methods.moe_lora import MoeLora
 from lorachains.methods.zero_shot import Icl, ZeroShot
 
-__all__ = ["ChainOfLora", "Cola", "Full", "Icl", "Lora", "Method", "ZeroShot"]
+__all__ = ["ChainOfLora", "Cola", "Full", "Icl", "Lora", "Method", "Moa", "MoeLora", "ZeroShot"]

@@ -78,9 +78,8 @@ class Lora(Trained):
         return self.chain.parameters()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        recipes = [recipe for recipe in self.optims for _ in self.names]
         self.chain.flatten()
-        self.chain.split(alike(recipes) if self.data.even() else [1] * len(recipes))
+        self.chain.split(alike(self._recipes) if self.data.even() else [1] * self.chain.experts)
         optimizer = self.fresh_optimizer()
         self._peak = self._peak.to(self.device, self.chain.flat[0].dtype)
         self._rates = AdapterRates(optimizer, self._peak)
@@ -88,7 +87,12 @@ class Lora(Trained):
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         """An optimizer over the chain's live links that has made no step yet."""
-        return build([recipe for recipe in self.optims for _ in self.names], self.chain.flat)
+        return build(self._recipes, self.chain.flat)
+
+    @property
+    def _recipes(self) -> list[Optim]:
+        """Of each adapter."""
+        return [recipe for recipe in self.optims for _ in range(self.chain.experts // len(self.optims))]
 
     def set_rates(self, step: int, rates: Float[Tensor, " experts"]) -> None:
         self._rates.rates = rates
@@ -124,7 +128,8 @@ class Lora(Trained):
     def figures(self) -> dict[str, float]:
         """The chain's links, and the trainable parameters of a run."""
         each = sum(parameter[0].numel() for parameter in self.chain.parameters())
-        return {"train/links": len(self.chain.ranks) + 1, "adapter/trainable_parameters": each * len(self.names)}
+        of_run = each * (self.chain.experts // len(self.seeds))
+        return {"train/links": len(self.chain.ranks) + 1, "adapter/trainable_parameters": of_run}
 
     def save_last(self, run: int, folder: RunFolder) -> None:
         """Writes the adapters of a chain with knots, of which an earlier best epoch may not have all."""

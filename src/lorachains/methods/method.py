@@ -124,6 +124,14 @@ class Method(L.LightningModule):
     def restore(self, snapshots: Sequence[Mapping[str, Any]]) -> None:
         """Brings each adapter back to its own snapshot."""
 
+    def criteria(self, summaries: Sequence[dict[str, float]]) -> Sequence[dict[str, float]]:
+        """By which summary each adapter's best epoch is chosen, of each adapter's own."""
+        return summaries
+
+    def answers(self, batch: EvalBatch) -> tuple[Tensor, list[str]]:
+        """The loss of each of a batch's candidates in nats a token, and the free answers."""
+        return self.passes.evaluate(batch)
+
     def figures(self) -> dict[str, float]:
         """What is told of each run's size in its metrics."""
         return {}
@@ -184,10 +192,10 @@ class Method(L.LightningModule):
         self._answers = []
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self._answers.append((batch, *self.passes.evaluate(batch)))
+        self._answers.append((batch, *self.answers(batch)))
 
     def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self._answers.append((batch, *self.passes.evaluate(batch)))
+        self._answers.append((batch, *self.answers(batch)))
 
     def _collect(self, split: str) -> None:
         """Takes the answers from the device, not before all are on their way, and all devices' in the order of one."""

@@ -118,9 +118,13 @@ class Passes:
         In the precision of the weights, also where training is mixed: as `lorachains.evaluate` answers with what is
         saved, and since keys and values of several precisions have no room in one static cache.
         """
+        return self.score(batch.scored), self.generate(batch) if batch.prompts else []
+
+    def score(self, scored: TokenBatch) -> Tensor:
+        """The loss of each candidate in nats a token, see `evaluate`."""
         with torch.autocast(self.method.device.type, enabled=False):
-            (losses,) = self._score(batch.scored) if self._evaluate is None else self._evaluate(batch.scored)
-            return candidate_losses(batch.scored, losses), self._generate(batch) if batch.prompts else []
+            (losses,) = self._score(scored) if self._evaluate is None else self._evaluate(scored)
+            return candidate_losses(scored, losses)
 
     def _forward_backward(self, batch: TokenBatch) -> tuple[Tensor, ...]:
         self.method.route(batch)
@@ -144,6 +148,8 @@ class Passes:
             self._generator = generator(method.base, method.routing, graphs, method.data.stop)
         return self._generator
 
-    def _generate(self, batch: EvalBatch) -> list[str]:
+    def generate(self, batch: EvalBatch) -> list[str]:
+        """The free answers to a batch's prompts, see `evaluate`."""
         most = self.method.data.runs[0].max_new_tokens
-        return generate(self.generator(), self.method.base.tokenizer, batch.prompts, most, batch.adapters)
+        with torch.autocast(self.method.device.type, enabled=False):
+            return generate(self.generator(), self.method.base.tokenizer, batch.prompts, most, batch.adapters)

@@ -7,6 +7,7 @@ A pass (`Passes`) computes losses and gradients together, so that both can be re
 import logging
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,6 +68,10 @@ class Trained(Method):
         """The optimizer steps by which each adapter's schedule goes on: its own."""
         return self.presence
 
+    def stages(self) -> list[int]:
+        """The optimizer steps after which all schedules begin anew."""
+        return []
+
     def add_gradient(self, gradient: tuple[Tensor, ...], weight: float) -> None:
         """Adds what `differentiate` gave to the gradients of what is trained."""
         raise NotImplementedError
@@ -123,17 +128,23 @@ class Trained(Method):
 
     def plan_rates(self) -> None:
         """Lays out the learning rates of all optimizer steps, so that none of them is computed on the way."""
-        clock = self.clock()
-        done, totals = clock.cumsum(0) - clock.long(), clock.sum(0).tolist()
-        self.factors = torch.zeros(clock.shape, dtype=torch.float64)
-        curves: dict[tuple[int, int], Tensor] = {}
-        for expert, total in enumerate(totals):
-            run = expert // len(self.names)
-            if (run, total) not in curves:
-                factors = [self.rate_factor(self.optims[run], step, total) for step in range(total + 1)]
-                curves[run, total] = torch.tensor(factors, dtype=torch.float64)
-            self.factors[:, expert] = curves[run, total][done[:, expert]]
+        self.factors = self.planned(self.clock())
         self._rates_at = self._peak * self.factors.to(self.device, self._peak.dtype)
+
+    def planned(self, clock: Bool[Tensor, "steps adapters"]) -> Float[Tensor, "steps adapters"]:
+        """The shares of the peak learning rates at which optimizer steps are made, by the steps that a clock counts."""
+        factors = torch.zeros(clock.shape, dtype=torch.float64)
+        for start, end in pairwise([0, *self.stages(), len(clock)]):
+            stage = clock[start:end]
+            done, totals = stage.cumsum(0) - stage.long(), stage.sum(0).tolist()
+            curves: dict[tuple[int, int], Tensor] = {}
+            for expert, total in enumerate(totals):
+                run = expert // len(self.names)
+                if (run, total) not in curves:
+                    found = [self.rate_factor(self.optims[run], step, total) for step in range(total + 1)]
+                    curves[run, total] = torch.tensor(found, dtype=torch.float64)
+                factors[start:end, expert] = curves[run, total][done[:, expert]]
+        return factors
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
         step = self.trainer.global_step

@@ -1,0 +1,248 @@
+"""MoA: Mixture-of-LoRAs (arXiv 2403.03432): one LoRA expert for each domain, one router for each decoder block.
+
+Two stages. First the experts alone, all in one pass, each on its own domain's rows. Then experts and routers together,
+with the base frozen:
+
+    L = L_LM + η · mean over blocks of the routers' cross-entropy on the domain label, each text counting once.
+
+What the paper leaves open is an option, with these defaults. In stage 2 each text is served by its domain's expert
+(`route="label"`): L_LM then trains exactly the experts that stage 1 trained, and the routers learn from the label
+alone. By the routers' own decisions ("straight_through", "soft") an expert is also trained on what was misrouted to it,
+and L_LM trains the routers, at the price of all experts' products for each token. η is 1: with an optimizer such as
+Adam, whose step doesn't depend on the gradient's size, it hardly changes what the routers learn (that is `router_lr`),
+but it does change what they make of the experts, since the cross-entropy reaches the experts of the blocks below.
+
+With η = 0 and routes by label, stage 2 is the control *Single continued*: the experts trained on for as long, each
+alone.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorachains.batch import TokenBatch
+from lorachains.data import EvalBatch
+from lorachains.data.tokens import collate_eval, padding_token, prompt_of
+from lorachains.domains import DomainLosses, Routes, perplexities
+from lorachains.errors import LorachainsError
+from lorachains.evaluation import score_of
+from lorachains.methods.routed import Routed, check_not_recomputed
+from lorachains.mixture import Training
+from lorachains.mixture_figures import draw_blocks, draw_heat_map
+from lorachains.mixture_format import About, save_routers, write_card
+from lorachains.optim import forget
+from lorachains.packing import packs
+from lorachains.routers import router_losses
+from lorachains.run_folder import RunFolder, write_whole
+
+log = logging.getLogger(__name__)
+
+
+class Moa(Routed):
+    """Trains domain experts, then experts and routers.
+
+    Args:
+        names: the domains, in the order of the data's tasks.
+        stage1_epochs: so many of the first epochs are stage 1; `None` for half of all, or none where experts are given.
+        eta: the weight η of the routers' cross-entropy, 0 or more.
+        route: how texts are routed in stage 2: "label", "straight_through" or "soft".
+        heat_map: whether each domain's test loss is taken with each expert.
+        others: see `Routed`.
+
+    Raises:
+        LorachainsError: a setting that makes no sense.
+    """
+
+    def __init__(
+        self, *, experts: str | Mapping[str, str] | None = None, stage1_epochs: int | None = None,
+        eta: float = 1.0, route: Training = "label", heat_map: bool = True, **kwargs: Any,
+    ):  # fmt: skip
+        super().__init__(experts=experts, **kwargs)
+        self.stage1_epochs = 0 if stage1_epochs is None and experts is not None else stage1_epochs
+        self.eta, self.way, self.heat_map = eta, route, heat_map
+        self.mixing = False
+        self._routes, self._losses = Routes(self.names), DomainLosses(self.names)
+        self._told: dict[str, float] = {}
+        _check(stage1_epochs, eta, route)
+        if route != "label":
+            check_not_recomputed(self.model, f"method.route={route}")
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        [run] = self.data.runs
+        if (tasks := [task.name for task in run.tasks]) != self.names:
+            raise LorachainsError(f"the experts are {self.names}, but the data's tasks {tasks}: there is one for each")
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [*super().configure_callbacks(), BeginMixing()]
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: TokenBatch) -> dict[str, Float[Tensor, " experts"]]:
+        """`lm`, and in stage 2 `router`: η times each domain's part of the mean over the batch's texts."""
+        if not self.routing_learned:
+            return super().losses(batch)
+        with self.mixture.training(batch, self.way) as (prompts, logits):
+            terms = super().losses(batch)
+        if self.eta == 0:
+            return terms
+        return terms | {"router": self.eta * router_losses(torch.stack(logits), prompts, len(self.names))}
+
+    @property
+    def routing_learned(self) -> bool:
+        """Whether routers learn: not in stage 1, and not in its continuation, with η = 0 and routes by label."""
+        return self.mixing and (self.eta > 0 or self.way != "label")
+
+    @property
+    def layout(self) -> int:
+        return super().layout + self.mixing
+
+    @property
+    def boundary(self) -> int:
+        """The optimizer steps of stage 1.
+
+        Raises:
+            LorachainsError: none is left for stage 2.
+        """
+        each, total = self.steps_per_epoch, self.total_steps
+        steps = (total // each // 2 if self.stage1_epochs is None else self.stage1_epochs) * each
+        if steps >= total:
+            raise LorachainsError(
+                f"method.stage1_epochs={self.stage1_epochs} leaves none of {total} optimizer steps for stage 2: "
+                "raise trainer.max_epochs, which counts the epochs of both"
+            )
+        return steps
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.way != "label":  # each text is served by all experts then
+            self.presence[self.boundary :] = True
+
+    def stages(self) -> list[int]:
+        return [self.boundary]
+
+    def begin_mixing(self) -> None:
+        """Stage 2 begins: with each expert's best epoch of stage 1, and an optimizer that has made no step."""
+        self.mixing = True
+        if self.best.best:
+            self.best.restore(self)
+            self.best.best = []
+        forget(self.trainer.optimizers[0], self.fresh_optimizer())
+        log.info("stage 2 of MoA begins after optimizer step %d of %d", self.trainer.global_step, self.total_steps)
+
+    # -- evaluation: routed, and by label beside it --------------------------------------------------------------------
+
+    def criteria(self, summaries: Sequence[dict[str, float]]) -> Sequence[dict[str, float]]:
+        """Experts and routers that learn together are of one moment, chosen by the experts' means over the domains."""
+        if not self.routing_learned:
+            return summaries
+        means = {"score": fmean(map(score_of, summaries)), "loss": fmean(s["loss"] for s in summaries)}
+        return [means] * len(summaries)
+
+    def answers(self, batch: EvalBatch) -> tuple[Tensor, list[str]]:
+        """Those of each text's own decision; those of its label where routers learn nothing."""
+        if not self.routing_learned:
+            return super().answers(batch)
+        self._losses.note("oracle", batch, self.passes.score(batch.scored))
+        if self.heat_map and self.trainer.testing:
+            for expert, name in enumerate(self.names):
+                alone = self._served(batch, [expert] * len(batch.rows))
+                self._losses.note(name, batch, self.passes.score(alone.scored))
+        pad = padding_token(self.base.tokenizer)
+        logits = self.mixture.logits([prompt_of(row) for row in batch.rows], pad)
+        self._routes.note([row.task for row in batch.rows], logits)
+        if self.mixture.one_each:
+            return self.passes.evaluate(self._served(batch, self.mixture.experts(logits).tolist()))
+        texts = [(number, choice) for number, row in enumerate(batch.rows) for choice in row.choices]
+        losses = self.mixture.losses([text for _, text in texts], [number for number, _ in texts], logits, pad)
+        batch.adapters = None  # each block's banks follow its own decisions
+        with self.mixture.decided(logits):
+            return losses, self.passes.generate(batch) if batch.prompts else []
+
+    def _served(self, batch: EvalBatch, experts: Sequence[int]) -> EvalBatch:
+        """The batch with an expert for each of its rows."""
+        rows = [(0, replace(row, task=expert)) for row, expert in zip(batch.rows, experts, strict=True)]
+        found = collate_eval(rows, self.serving, padding_token(self.base.tokenizer), share=packs(self.model))
+        found.rows = batch.rows
+        placed: EvalBatch = self.passes.place(found, self.device)
+        return placed
+
+    def _tell(self, split: str) -> None:
+        """Logs what routers found and, as far as experts alone were asked, what was lost."""
+        if self.routing_learned:
+            summaries = self.adapter_summaries(split)
+            routed = {name: summary["loss"] for name, summary in zip(self.names, summaries, strict=True)}
+            found = self._routes.metrics(self.mixture.mode) | self._losses.metrics("oracle")
+            found |= perplexities("routed", routed)
+            self._told = {f"{split}/{key}": value for key, value in found.items()}
+            if split != "test" or 0 not in self.settled:
+                self.journal.log(0, self._told)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._routes, self._losses = Routes(self.names), DomainLosses(self.names)
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self._routes, self._losses = Routes(self.names), DomainLosses(self.names)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self._tell("val")
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        self._tell("test")
+
+    # -- what is kept --------------------------------------------------------------------------------------------------
+
+    def save(self, run: int, folder: RunFolder) -> dict[str, float]:
+        """Writes the experts; routers that have learned, and a card, beside them; the heat map and pictures."""
+        metrics = super().save(run, folder) | self._told
+        if not self.routing_learned:
+            return metrics
+        about = About(
+            self.names, self.base.name, self._fingerprint, self.routers.pool, self.mixture.mode, self.mixture.top_k,
+            self.mixture.shared,
+        )  # fmt: skip
+        save_routers(folder.adapters, about, self.routers.weight)
+        write_card(folder.adapters, about, metrics)
+        if heat_map := self._losses.heat_map():
+            write_whole(folder.path / "heat_map.json", json.dumps(heat_map, indent=2) + "\n")
+            draw_heat_map(heat_map, folder.path / "heat_map.png")
+        blocks = [metrics[f"test/router/block/{block}"] for block in range(self.routers.blocks)]
+        draw_blocks(blocks, metrics["test/router/voted"], folder.path / "router_blocks.png")
+        return metrics
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["mixing"] = self.mixing
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.mixing = checkpoint["mixing"]
+
+
+class BeginMixing(L.Callback):
+    """Begins stage 2 once, before the first batch that follows stage 1, or at the end of a training without one."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Moa, batch: TokenBatch, batch_idx: int) -> None:  # type: ignore[override]
+        if not pl_module.mixing and trainer.global_step >= pl_module.boundary:
+            pl_module.begin_mixing()
+
+
+def _check(stage1_epochs: int | None, eta: float, route: str) -> None:
+    if stage1_epochs is not None and (type(stage1_epochs) is not int or stage1_epochs < 0):
+        raise LorachainsError(f"method.stage1_epochs is {stage1_epochs!r}: give a number of epochs, 0 or more, or null")
+    if not (isinstance(eta, int | float) and eta >= 0):
+        raise LorachainsError(f"method.eta is {eta!r}: give a weight of 0 or more")
+    if route not in ("label", "straight_through", "soft"):
+        raise LorachainsError(f"method.route is {route!r}: choose label, straight_through or soft")

@@ -1,0 +1,211 @@
+"""A mixture of LoRAs (MoA): a chain of experts over one model, and routers that say which expert serves a text.
+
+A text is answered in two steps. `logits`: the model reads the prompts, each block's router decides as its input
+arrives, and the block's banks follow, so that the next block reads what it will read when it answers (free-running, not
+told by any label). Then that decision stays, for scores as for generation with a cache: what is read later changes
+nothing. With one decision a text the second step is that of any bank of adapters: one mixed batch, and no dearer for
+more experts.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
+from lorachains.blocks import Blocks
+from lorachains.chain import Chain
+from lorachains.decisions import check_decision, one_expert, soft_weights, straight_through
+from lorachains.generation import Generator
+from lorachains.packing import hard_route, packs
+from lorachains.routers import Prompts, Routers, padded_prompts, stream_prompts
+from lorachains.routing import HardRoute, Route, SoftRoute
+from lorachains.scoring import answer_logits, answer_losses, mean_per_group
+
+Training = Literal["label", "straight_through", "soft"]
+"""Which way a training pass goes: by the label, or by the routers' decisions, with a gradient for these."""
+
+
+class Mixture:
+    """Experts and routers over one model.
+
+    Args:
+        chain: the experts.
+        pool: what routers read, see `routers`.
+        mode, top_k: how a text's experts follow from the routers' logits, see `decisions`.
+        shared: whether a block's attention and feed-forward network share a router, see `blocks`.
+
+    Raises:
+        LorachainsError: an unknown mode or pool, or a bank outside of the decoder blocks.
+    """
+
+    def __init__(
+        self, chain: Chain, pool: str = "mean_rms", mode: str = "vote", top_k: int | None = None, shared: bool = True
+    ):  # fmt: skip
+        check_decision(mode, top_k, chain.experts)
+        self.chain, self.model, self.mode, self.top_k, self.shared = chain, chain.model, mode, top_k, shared
+        self.blocks = Blocks(chain.model, chain.banks, shared)
+        dtype = next(iter(chain.banks.values())).lora_A.dtype
+        hidden = chain.model.config.get_text_config().hidden_size
+        self.routers = Routers(chain.experts, len(self.blocks), hidden, pool, dtype).to(chain.device)
+
+    def prompts(self, batch: TokenBatch) -> tuple[Prompts, Int64[Tensor, " bounds"]]:
+        """Where the batch's prompts are, in the layout in which the model reads it, and the bounds of its texts."""
+        return stream_prompts(batch) if packs(self.model) else padded_prompts(batch)
+
+    @contextmanager
+    def training(self, batch: TokenBatch, way: Training) -> Iterator[tuple[Prompts, list[Tensor]]]:
+        """Within, a pass over the batch leaves each block's logits `(texts, experts)`, and goes its way by them."""
+        prompts, bounds = self.prompts(batch)
+        logits: list[Tensor] = [torch.empty(0)] * len(self.blocks)
+
+        def see(block: int, x: Tensor) -> None:
+            found = logits[block] = self.routers.logits(block, x, prompts)
+            if way != "label":
+                of_text = straight_through(found) if way == "straight_through" else soft_weights(found, self.top_k)
+                rows = x.shape[0]
+                weights = prompts.spread(of_text, bounds).view(rows, -1, of_text.shape[-1])
+                self.blocks.routings[block].route = SoftRoute(weights)
+
+        with self.blocks.watched(see):
+            if way == "label":
+                yield prompts, logits
+                return
+            with self.blocks.routed():
+                yield prompts, logits
+
+    @contextmanager
+    def by_token(self) -> Iterator[list[Tensor]]:
+        """Within, each token goes its own way in each block, by a weighted sum of experts (MoE-LoRA).
+
+        What the last pass has left are the blocks' logits for its tokens, `(…, experts)`.
+        """
+        logits: list[Tensor] = [torch.empty(0)] * len(self.blocks)
+
+        def see(block: int, x: Tensor) -> None:
+            logits[block] = self.routers.token_logits(block, x)
+            self.blocks.routings[block].route = SoftRoute(soft_weights(logits[block], self.top_k))
+
+        with self.blocks.watched(see), self.blocks.routed():
+            yield logits
+
+    @torch.no_grad()
+    def logits(self, prompts: Sequence[Sequence[int]], pad: int = 0) -> Float[Tensor, "blocks texts experts"]:
+        """Each block's router logits for each prompt, free-running.
+
+        The model is to be in evaluation mode.
+
+        Args:
+            prompts: token ids; none is empty.
+            pad: a token that fills up blocks.
+        """
+        texts = [Tokens([*prompt, pad], [IGNORED] * len(prompt) + [pad]) for prompt in prompts]
+        batch = pack(texts, range(len(texts)), pad).to(self.chain.device)
+        where, _ = self.prompts(batch)
+        if packs(self.model):
+            index = torch.tensor(batch.texts, device=self.chain.device)
+            where = Prompts(where.inside[index], where.last[index], where.owner[index])
+        found: list[Tensor] = []
+
+        def see(block: int, x: Tensor) -> None:
+            logits = self.routers.logits(block, x, where)
+            found.append(logits)
+            self.blocks.routings[block].route = self._route(logits, self._owners(batch))
+
+        with torch.compiler.set_stance("force_eager"), self.blocks.watched(see), self.blocks.routed():
+            answer_logits(self.model, batch)
+        return torch.stack(found)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether a text has one expert in all blocks."""
+        return self.mode not in ("argmax", "soft")
+
+    def experts(self, logits: Float[Tensor, "blocks texts experts"]) -> Int64[Tensor, " texts"]:
+        """Each text's one expert; the vote's where blocks decide by themselves."""
+        return one_expert(logits, self.mode if self.one_each else "vote")
+
+    @contextmanager
+    def decided(self, logits: Float[Tensor, "blocks texts experts"], batch: TokenBatch | None = None) -> Iterator[None]:
+        """Within, each block serves each text as it has decided, for "argmax" and "soft".
+
+        Args:
+            batch: what is read then, packed with each text's number as its adapter; `None` for rows in the texts'
+                order.
+        """
+        every = torch.arange(logits.shape[1], device=logits.device)
+        owners = every if batch is None else self._owners(batch)
+        with self.blocks.routed([self._route(of_block, owners) for of_block in logits]):
+            yield
+
+    @torch.no_grad()
+    def losses(
+        self, texts: Sequence[Tokens], rows: Sequence[int], logits: Float[Tensor, "blocks texts experts"], pad: int = 0
+    ) -> Float[Tensor, " candidates"]:
+        """The mean negative log-likelihood of each text's answer tokens, in nats, by the experts that were decided on.
+
+        Args:
+            texts: candidates, row by row.
+            rows: which of the prompts that `logits` are of each text begins with.
+        """
+        share, each = packs(self.model), logits.shape[1]
+        if self.one_each:
+            owners, of = self.experts(logits)[torch.tensor(rows)].tolist(), self.chain.experts
+        else:
+            owners, of = list(rows), max(2, each)  # one alone would need no route
+        batch = pack(texts, owners, pad, of, share).to(self.chain.device)
+        self.chain.route = hard_route(self.model, batch)
+        with torch.compiler.set_stance("force_eager"), nullcontext() if self.one_each else self.decided(logits, batch):
+            each_token = answer_losses(self.model, batch)
+        return mean_per_group(each_token, batch.candidate, batch.candidates, batch.targets)
+
+    @torch.no_grad()
+    def features(
+        self, prompts: Sequence[Sequence[int]], labels: Sequence[int], pad: int = 0
+    ) -> Float[Tensor, "blocks texts hidden"]:
+        """What each block's router reads of each prompt where its label's expert serves it."""
+        texts = [Tokens([*prompt, pad], [IGNORED] * len(prompt) + [pad]) for prompt in prompts]
+        found: list[Tensor] = []
+        for text, label in zip(texts, labels, strict=True):
+            batch = pack([text], [label], pad, self.chain.experts).to(self.chain.device)
+            where, _ = self.prompts(batch)
+            self.chain.route = hard_route(self.model, batch)
+            seen: list[Tensor] = []
+
+            def see(_: int, x: Tensor, where: Prompts = where, seen: list[Tensor] = seen) -> None:
+                seen.append(self.routers.pooled(x, where)[where.there])
+
+            with torch.compiler.set_stance("force_eager"), self.blocks.watched(see):
+                answer_logits(self.model, batch)
+            found.append(torch.cat(seen))
+        return torch.stack(found, 1)
+
+    def generate(
+        self, generator: Generator, prompts: Sequence[Sequence[int]], max_new_tokens: int, logits: Tensor
+    ) -> list[list[int]]:
+        """Each prompt's new tokens, by the experts that were decided on.
+
+        Args:
+            generator: over the chain's routing.
+            logits: the prompts', see `logits`.
+        """
+        if self.one_each:
+            return generator(prompts, max_new_tokens, self.experts(logits))
+        with self.decided(logits):
+            return generator(prompts, max_new_tokens)
+
+    def _route(self, logits: Float[Tensor, "texts experts"], owners: Int64[Tensor, " rows"]) -> Route:
+        """A block's route for rows, or for the pieces of a stream, that belong to these texts."""
+        owners = owners.clamp(max=len(logits) - 1)  # padding may belong to none
+        if self.mode == "soft":
+            return SoftRoute(soft_weights(logits, self.top_k)[owners])
+        return HardRoute(logits.argmax(-1)[owners])
+
+    def _owners(self, batch: TokenBatch) -> Int64[Tensor, " rows"]:
+        """Which text each row, or each piece of the stream, belongs to."""
+        owners = batch.adapters if packs(self.model) else batch.padded().adapters
+        assert owners is not None
+        return owners

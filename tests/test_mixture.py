@@ -1,0 +1,152 @@
+"""A mixture's decisions and answers, against whole passes over one text at a time without cache, packing or padding."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorachains.batch import Tokens, pack
+from lorachains.decisions import MODES, one_expert, soft_weights, straight_through
+from lorachains.mixture import Mixture
+from lorachains.routers import POOLS
+from lorachains.routing import HardRoute, Route, SoftRoute
+from lorachains.scoring import answer_losses
+from tests.batches import texts_of
+from tests.generation.texts import generator_of, prompts_of
+from tests.mixtures import ARCHITECTURES, by_hand, mixture_of, tolerance
+
+PROMPTS = prompts_of(7, 19, 1, 33, 12, 4)
+
+
+def route_of(mixture: Mixture, logits: Tensor) -> Route:
+    if mixture.mode == "soft":
+        return SoftRoute(soft_weights(logits, mixture.top_k).unsqueeze(0))
+    return HardRoute(logits.argmax(-1, keepdim=True))
+
+
+@torch.no_grad()
+def decided_by_hand(mixture: Mixture, ids: Sequence[int], prompt: int) -> Tensor:
+    """One text's logits, block by block: a pass over the text for each block, with the blocks before it decided."""
+    routes: list[Route] = [HardRoute(torch.tensor([0]))] * len(mixture.blocks)
+    found = []
+    for block in range(len(mixture.blocks)):
+        with mixture.blocks.routed(routes):
+            x = mixture.model(torch.tensor([list(ids)]), output_hidden_states=True).hidden_states[block]
+        weight = mixture.routers.weight[block]
+        logits = weight @ by_hand(x[0, :prompt], mixture.routers.pool).to(weight.dtype)
+        routes[block] = route_of(mixture, logits)
+        found.append(logits)
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def answered_by_hand(mixture: Mixture, prompt: list[int], steps: int) -> list[int]:
+    """Greedy, deciding anew from the prompt's part of the text at each token, without a cache."""
+    ids = list(prompt)
+    for _ in range(steps):
+        logits = decided_by_hand(mixture, ids, len(prompt))
+        if mixture.one_each:
+            routes: list[Route] = [HardRoute(one_expert(logits.unsqueeze(1), mixture.mode))] * len(mixture.blocks)
+        else:
+            routes = [route_of(mixture, of_block) for of_block in logits]
+        with mixture.blocks.routed(routes):
+            ids.append(int(mixture.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize(
+    ("arch", "fields"),
+    [(arch, {}) for arch in ARCHITECTURES]
+    + [("llama", {"pool": pool}) for pool in POOLS[1:]]
+    + [("llama", {"mode": "soft"}), ("llama", {"mode": "soft", "top_k": 2}), ("bloom", {"mode": "soft"})],
+)
+def test_a_mixed_batch_decides_as_each_text_alone(arch: str, fields: dict[str, Any]) -> None:
+    mixture = mixture_of(arch, **fields)
+    logits = mixture.logits(PROMPTS)
+    expected = torch.stack([decided_by_hand(mixture, prompt, len(prompt)) for prompt in PROMPTS], 1)
+    torch.testing.assert_close(logits, expected, rtol=tolerance(mixture), atol=tolerance(mixture))
+    assert len(set(mixture.experts(logits).tolist())) > 1, "or there is nothing to decide"
+
+
+@pytest.mark.parametrize("arch", ["llama", "opt", "bloom"])
+def test_a_block_can_have_two_routers(arch: str) -> None:
+    """The second reads what its feed-forward network reads; the first's banks don't follow it."""
+    mixture = mixture_of(arch, shared=False, mode="argmax", targets="all-linear")
+    assert len(mixture.blocks) == 4
+    names = {id(bank): name for name, bank in mixture.chain.banks.items()}
+    for place, banks in enumerate(mixture.blocks.banks):
+        assert {"attn" in names[id(bank)] or "attention" in names[id(bank)] for bank in banks} == {place % 2 == 0}
+    logits = mixture.logits(PROMPTS[:4])
+    for text, prompt in enumerate(PROMPTS[:4]):
+        routes: list[Route] = [HardRoute(of_place[text].argmax(-1, keepdim=True)) for of_place in logits]
+        read: list[Tensor] = []
+        with ExitStack() as hooks, mixture.blocks.routed(routes), torch.no_grad():
+            for layer in mixture.blocks.layers:
+                handle = layer.register_forward_pre_hook(lambda _, args, read=read: read.append(args[0]))
+                hooks.callback(handle.remove)
+            mixture.model(torch.tensor([prompt]))
+        for place, x in enumerate(read):
+            weight = mixture.routers.weight[place]
+            expected = weight @ by_hand(x.reshape(-1, x.shape[-1]), "mean_rms").to(weight.dtype)
+            off = tolerance(mixture)
+            torch.testing.assert_close(logits[place, text], expected, rtol=off, atol=off)
+
+
+@pytest.mark.parametrize("arch", ["llama", "bloom"])
+def test_order_and_company_change_nothing(arch: str) -> None:
+    mixture = mixture_of(arch)
+    off = tolerance(mixture)
+    logits, order = mixture.logits(PROMPTS), [4, 2, 0, 5, 1, 3]
+    torch.testing.assert_close(mixture.logits([PROMPTS[i] for i in order]), logits[:, order], rtol=off, atol=off)
+    torch.testing.assert_close(mixture.logits(PROMPTS[3:4]), logits[:, 3:4], rtol=off, atol=off)
+
+
+@pytest.mark.parametrize(("arch", "mode"), [(arch, "vote") for arch in ARCHITECTURES] + [("llama", m) for m in MODES])
+def test_cached_answers_in_a_mixed_batch_are_those_of_deciding_anew_at_each_token(arch: str, mode: str) -> None:
+    """Left-padded, with a cache, decided once; against right there, without, decided again from the whole text."""
+    mixture = mixture_of(arch, mode=mode)
+    prompts = PROMPTS[:4] if arch != "bloom" else PROMPTS[:2]
+    ours = mixture.generate(generator_of(mixture.chain), prompts, 5, mixture.logits(prompts))
+    assert ours == [answered_by_hand(mixture, prompt, 5) for prompt in prompts]
+
+
+@pytest.mark.parametrize("way", ["straight_through", "soft"])
+@pytest.mark.parametrize("arch", ["llama", "bloom"])
+def test_a_routed_training_pass_loses_what_each_text_loses_alone(arch: str, way: Any) -> None:
+    """Whatever the label: the way goes by the routers' decisions from each prompt, and has a gradient for them."""
+    mixture = mixture_of(arch, mode="soft" if way == "soft" else "argmax")
+    texts = texts_of((9, 2), (5, 4), (30, 1), (17, 12))
+    batch = pack(texts, [2, 0, 1, 0], experts=3)
+    mixture.chain.route = None
+    with mixture.training(batch, way):
+        losses = answer_losses(mixture.model, batch)
+    expected = torch.cat([alone(mixture, text, way) for text in texts])
+    order = torch.cat([(batch.candidate == i).nonzero()[:, 0] for i in range(len(texts))])
+    torch.testing.assert_close(losses[order], expected, rtol=tolerance(mixture), atol=tolerance(mixture))
+    [gradient] = torch.autograd.grad(losses.sum(), mixture.routers.rows)
+    assert gradient.abs().max() > 0
+
+
+@torch.no_grad()
+def alone(mixture: Mixture, text: Tokens, way: str) -> Tensor:
+    prompt = len(text.input_ids) - len(text.answer)
+    logits = decided_by_hand(mixture, text.input_ids, prompt)
+    weights = soft_weights(logits) if way == "soft" else straight_through(logits)
+    with mixture.blocks.routed([SoftRoute(of_block.unsqueeze(0)) for of_block in weights]):
+        scores = mixture.model(torch.tensor([text.input_ids])).logits[0, prompt - 1 : -1]
+    return torch.nn.functional.cross_entropy(scores, torch.tensor(text.answer), reduction="none")
+
+
+@pytest.mark.parametrize(("pool", "knows"), [("mean_rms", True), ("mean", True), ("last", False)])
+def test_the_last_prompt_token_tells_the_first_block_nothing(pool: str, knows: bool) -> None:
+    """All prompts end in the same words, as a template's do: whatever its weights, the first block sees one text."""
+    prompts = [[*prompt, 7, 8, 9] for prompt in PROMPTS]
+    for seed in range(3):
+        decided = mixture_of("llama", seed=seed, pool=pool).logits(prompts)
+        assert (len(decided[0].argmax(-1).unique()) > 1) <= knows
+        spread = (decided[0] - decided[0, 0]).abs().max()
+        assert bool(spread > 1e-6) == knows
+        assert (decided[1] - decided[1, 0]).abs().max() > 1e-6, "further up the prompt has come to the last token"
