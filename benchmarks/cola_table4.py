@@ -19,8 +19,8 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lorachains.config import conf_dir
-from lorachains.data.rows import read_file
-from lorachains.data.superglue import TASKS
+from lorachains.data.prompts import TASKS
+from lorachains.data.superglue import ORIGINS
 from lorachains.data.tasks import Example
 from lorachains.flops import parameters
 from lorachains.inject import inject
@@ -50,8 +50,9 @@ def opt_parameters(rank: int) -> int:
 
 def examples(task: str, root: Path) -> list[Example]:
     """The official training rows."""
-    reader, origin = TASKS[task]
-    return [reader.read(row) for row in read_file(root / origin.train)]
+    origin = ORIGINS[task]
+    file = next(root / name for name in origin.train if (root / name).is_file())
+    return [TASKS[task].read(row) for row in origin.read(file)]
 
 
 def padded_tokens(rows: list[list[int]], number: int, seed: int) -> int:
