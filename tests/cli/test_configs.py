@@ -14,6 +14,7 @@ from tests.cli.conftest import Train
 
 TWO_TASKS = ["data.tasks=[leg_counting,syllogism]", "data.train_size=4"]
 STEPS = {
+    "chain_of_lora": ["data.tasks=[chain_sum,syllogism]"],
     "moa": TWO_TASKS,
     "moe_lora": TWO_TASKS,
     "single_lora": TWO_TASKS,
@@ -47,12 +48,8 @@ def test_no_group_is_forgotten() -> None:
 @pytest.mark.parametrize(("group", "option"), options(*RUN_AS_THEY_ARE))
 def test_two_steps(group: str, option: str, train: Train, tmp_path: Path) -> None:
     chain = ["method=cola", *STEPS.get(option, [])] if group == "knots" else []
-    if option == "cola":
-        chain = STEPS["even"]
-    if option == "chain_of_lora":
-        chain = ["data.tasks=[chain_sum,syllogism]"]
     if group == "method":
-        chain = STEPS["even" if option == "cola" else option] if option in ("cola", *STEPS) else []
+        chain = STEPS.get("even" if option == "cola" else option, [])
     place = "peft@adapter" if group == "peft" else group
     done = train(*chain, f"{place}={option}", "hydra.run.dir=run")
     assert done.code == 0, done.err
