@@ -162,6 +162,13 @@ def test_a_mean_of_other_metrics_is_called_score() -> None:
     }  # fmt: skip
 
 
+def test_an_accuracy_and_a_loss_have_no_mean() -> None:
+    rows = [prediction("a", 1.0, 1.0, 1), Prediction("b", "", "", "", None, {}, 2.0, 1, [])]
+    found = summarise(rows, [task("a"), Task("b", lambda row: examples(1)[0], {})])
+    assert found == {"loss": 1.5, "a/accuracy": 1.0, "a/loss": 1.0, "b/loss": 2.0}
+    assert score_of(found) == -1.5
+
+
 def test_all_metrics_are_told_and_the_first_one_selects() -> None:
     both = Task("a", lambda row: examples(1)[0], {"f1": matches, "exact_match": matches})
     rows = [replace(prediction("a", 0, 1.0, 1), scores={"f1": f1, "exact_match": 0.0}) for f1 in (0.5, 1.0)]

@@ -108,7 +108,8 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[
     """The means of the task's metrics, the first one first, and the mean loss of an answer token in nats.
 
     With several tasks also each task's own as `<task>/<metric>`, and the overall ones are the means over tasks: of the
-    metrics that all of them have, or, where they differ in their first, of those, by the name "score".
+    metrics that all of them have, or, where they differ in their first, of those, by the name "score"; of none where
+    some tasks have none.
 
     Where the tasks ask for it, each one's perplexity, the exponential of its loss, is there too, and their mean over
     tasks (the exponential of the mean loss is their geometric mean); `…_token_weighted` counts all tokens alike.
@@ -124,8 +125,10 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[
     if len({task.metric for task in tasks}) == 1:
         shared = [name for name in tasks[0].metrics if all(name in task.metrics for task in tasks)]
         overall = {name: fmean(part[name] for part in parts.values()) for name in shared}
-    else:
+    elif all(task.metric for task in tasks):
         overall = {"score": fmean(score_of(part) for part in parts.values())}
+    else:  # an accuracy and a loss have no mean
+        overall = {}
     overall["loss"] = fmean(part["loss"] for part in parts.values())
     if all("perplexity" in part for part in parts.values()):
         overall["perplexity"] = fmean(part["perplexity"] for part in parts.values())
