@@ -29,28 +29,38 @@ class Done:
     err: str
 
 
+Call = Callable[..., Done]
 Train = Callable[..., Done]
 
 
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Train]:
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Runs an entry point's `main` with the arguments given."""
+
+    def called(main: Callable[[], object], *arguments: str) -> Done:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Done(code, *capfd.readouterr())
+
+    return called
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, call: Call, tmp_path: Path) -> Iterator[Train]:
     """Runs the command with `SMALL` and the overrides given, in an empty folder."""
     from lorachains.train import main
 
     monkeypatch.chdir(tmp_path)
     root, handlers, level = logging.getLogger(), list(logging.getLogger().handlers), logging.getLogger().level
 
-    def call(*overrides: str) -> Done:
+    def trained(*overrides: str) -> Done:
         multirun = ["-m"] if "-m" in overrides else []  # which has to come first
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["lorachains.train", *multirun, *SMALL, *(o for o in overrides if o != "-m")])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return Done(code, out, err)
+        return call(main, *multirun, *SMALL, *(o for o in overrides if o != "-m"))
 
-    yield call
+    yield trained
     root.handlers, root.level = handlers, level

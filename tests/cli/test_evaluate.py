@@ -1,7 +1,6 @@
 """`python -m lorachains.evaluate`: of a run, of its adapter alone, of a bare model, with changes."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,26 +8,19 @@ from typing import Any
 import pytest
 
 from lorachains.evaluate import main
-from tests.cli.conftest import Train
+from tests.cli.conftest import Call, Train
 
 Evaluate = Callable[..., tuple[Any, dict[str, float], str]]
 TINY = ["model=tiny", "data.train_size=8", "data.val_size=2", "data.test_size=2", "data.max_new_tokens=2"]
 
 
 @pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Evaluate:
-    def call(*arguments: str) -> tuple[Any, dict[str, float], str]:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["lorachains.evaluate", *arguments])
-        try:
-            main()
-            code: Any = 0
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capfd.readouterr()
-        return code, json.loads(out) if code == 0 else {}, err
+def evaluate(call: Call) -> Evaluate:
+    def scored(*arguments: str) -> tuple[Any, dict[str, float], str]:
+        done = call(main, *arguments)
+        return done.code, json.loads(done.out) if done.code == 0 else {}, done.err
 
-    return call
+    return scored
 
 
 def test_a_run_its_adapter_and_its_base(train: Train, evaluate: Evaluate) -> None:

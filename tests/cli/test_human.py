@@ -1,36 +1,26 @@
 """`python -m lorachains.human make` and `read`: from predictions to rates."""
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lorachains.human.__main__ import main
-from tests.cli.conftest import Done
+from tests.cli.conftest import Call, Done
 
 Command = Callable[..., Done]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+def command(monkeypatch: pytest.MonkeyPatch, call: Call, tmp_path: Path) -> Command:
     monkeypatch.chdir(tmp_path)
     for name in "ab":
         rows = [{"prompt": f"p{i}", "prediction": f"{name} {i}"} for i in range(4)]
         Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
-    def call(*arguments: str) -> Done:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["lorachains.human", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Done(code, *capfd.readouterr())
-
-    return call
+    return partial(call, main)
 
 
 def test_from_predictions_to_rates(command: Command) -> None:

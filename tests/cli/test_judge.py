@@ -2,14 +2,14 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lorachains.judge.__main__ import main
-from tests.cli.conftest import Done
+from tests.cli.conftest import Call, Done
 from tests.judge.endpoints import Asked, Said, Server, completion, endpoint
 
 Command = Callable[..., Done]
@@ -17,7 +17,7 @@ KEY = "sk-very-secret"
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+def command(monkeypatch: pytest.MonkeyPatch, call: Call, tmp_path: Path) -> Command:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("LORACHAINS_CACHE", str(tmp_path / "kept"))
@@ -28,17 +28,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     rows = [{"task": "t", "prompt": f"question {i}", "prediction": f"answer {i}", "answer": "gold"} for i in range(4)]
     Path("run/predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
-    def call(*arguments: str) -> Done:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["lorachains.judge", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Done(code, *capfd.readouterr())
-
-    return call
+    return partial(call, main)
 
 
 def answer(asked: Asked, before: int) -> Said:

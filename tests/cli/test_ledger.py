@@ -1,7 +1,6 @@
 """`python -m lorachains.ledger`: what it makes of a run's chain scores as that chain did."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from lorachains.evaluate import main as evaluate_main
 from lorachains.ledger import main
 from lorachains.models import tiny
-from tests.cli.conftest import Train
+from tests.cli.conftest import Call, Train
 
 Command = Callable[..., tuple[Any, dict[str, Any], str]]
 COLA = ["method=cola", "knots.links=2", "optim.lr=0.3", "method.select=last", "hydra.run.dir=run"]
@@ -19,19 +18,12 @@ COLA = ["method=cola", "knots.links=2", "optim.lr=0.3", "method.select=last", "h
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    def call(of: Callable[[], None], *arguments: str) -> tuple[Any, dict[str, Any], str]:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["lorachains", *arguments])
-        try:
-            of()
-            code: Any = 0
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capfd.readouterr()
-        return code, json.loads(out) if code == 0 else {}, err
+def command(call: Call) -> Command:
+    def scored(of: Callable[[], None], *arguments: str) -> tuple[Any, dict[str, Any], str]:
+        done = call(of, *arguments)
+        return done.code, json.loads(done.out) if done.code == 0 else {}, done.err
 
-    return call
+    return scored
 
 
 def test_show_rewind_and_compress(train: Train, command: Command) -> None:

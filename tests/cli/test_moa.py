@@ -1,32 +1,22 @@
 """`python -m lorachains.moa add`, `remove` and `replace`, on what `python -m lorachains.train` leaves."""
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lorachains.moa import main
-from tests.cli.conftest import Done, Train
+from tests.cli.conftest import Call, Done, Train
 
 Command = Callable[..., Done]
 TASKS = ["data.tasks=[leg_counting,syllogism]", "data.train_size=4"]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    def call(*arguments: str) -> Done:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["lorachains.moa", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Done(code, *capfd.readouterr())
-
-    return call
+def command(call: Call) -> Command:
+    return partial(call, main)
 
 
 def test_domains_come_and_go(train: Train, command: Command) -> None:

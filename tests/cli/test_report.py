@@ -1,35 +1,25 @@
 """`python -m lorachains.report`: folders first, then settings."""
 
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lorachains.report.__main__ import main
-from tests.cli.conftest import Done
+from tests.cli.conftest import Call, Done
 from tests.report.folders import make_run
 
 Command = Callable[..., Done]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+def command(monkeypatch: pytest.MonkeyPatch, call: Call, tmp_path: Path) -> Command:
     monkeypatch.chdir(tmp_path)
     for method, score in (("lora", 0.5), ("cola", 0.625)):
         make_run(Path("runs/lr=0.1") / method, method, test=score)
 
-    def call(*arguments: str) -> Done:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["lorachains.report", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Done(code, *capfd.readouterr())
-
-    return call
+    return partial(call, main)
 
 
 def test_tables_are_printed_and_files_are_written(command: Command) -> None:
