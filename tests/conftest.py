@@ -14,11 +14,9 @@ from jaxtyping import install_import_hook
 from transformers import PreTrainedTokenizerFast
 
 _CHECKED = (
-    "bank", "batch", "chain", "data.tokens", "graphs", "inject", "optim", "packing", "routing", "scoring",
-    "theory.frank_wolfe", "theory.links", "theory.problems",
-    "selection.trie",
-    "bank", "batch", "chain", "data.tokens", "graphs", "inject", "optim", "packing", "routing", "scoring", "spectra",
-    "blocks", "decisions", "mixture", "routers",
+    "bank", "batch", "blocks", "chain", "data.tokens", "decisions", "graphs", "inject", "lowrank", "mixture", "optim",
+    "packing", "routers", "routing", "scoring", "selection.trie", "spectra", "theory.frank_wolfe", "theory.links",
+    "theory.problems",
 )  # fmt: skip
 install_import_hook([f"lorachains.{module}" for module in _CHECKED], "beartype.beartype")
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lorachains.bank import LoraBank
 from lorachains.chain import Chain
-from lorachains.spectra import basis, effective_rank, factors, layer_link, overlap, reduced, singular_values
+from lorachains.lowrank import reduced
+from lorachains.spectra import basis, effective_rank, factors, layer_link, overlap
 from tests.adapters import config, randomise
 from tests.tiny import tiny_model
 
@@ -24,24 +25,6 @@ def cosines(x: Tensor, y: Tensor) -> Tensor:
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.mark.parametrize(
-    ("out", "rank", "inside"), [(12, 3, 9), (9, 3, 12), (5, 8, 7), (4, 9, 20), (6, 6, 6), (8, 1, 8)]
-)
-def test_singular_values_are_those_of_the_product(out: int, rank: int, inside: int) -> None:
-    b, a = drawn(out, rank), drawn(rank, inside, seed=1)
-    whole = torch.linalg.svdvals(b @ a)
-    ours = singular_values(b, a)
-    assert len(ours) == min(out, rank, inside)
-    assert torch.allclose(ours, whole[: len(ours)], rtol=1e-12, atol=1e-12)
-    assert whole[len(ours) :].sum() < 1e-12
-
-
-def test_singular_values_far_apart() -> None:
-    """Their squares would be below float64's rounding."""
-    b, a = drawn(20, 3) * torch.tensor([1.0, 1e-5, 1e-10]), drawn(3, 30, seed=1)
-    assert torch.allclose(singular_values(b, a), torch.linalg.svdvals(b @ a)[:3], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

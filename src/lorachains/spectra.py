@@ -1,8 +1,7 @@
 """What a link is made of: norm, spectrum and subspaces of a low-rank update `ΔW = B A`, which is never multiplied out.
 
-With the QR decompositions `B = Q_B R_B` and `Aᵀ = Q_A R_A`, the singular values of `B A` are those of `R_B R_Aᵀ`, and
-angles between columns are those between columns of `R`: the small `R` stand in for `B` and `Aᵀ`. All is computed in
-float64 on the CPU.
+The small factors to which `lowrank.reduced` brings `B` and `Aᵀ` stand in for them. All is computed in float64
+on the CPU.
 """
 
 from dataclasses import dataclass
@@ -12,11 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorachains.bank import LoraBank
-
-
-def singular_values(b: Float[Tensor, "out rank"], a: Float[Tensor, "rank in"]) -> Float[Tensor, " least"]:
-    """Those of `B A`, descending: as many as the least of its sides and its rank."""
-    return torch.linalg.svdvals(reduced(b) @ reduced(a.mT).mT)
+from lorachains.lowrank import reduced, singular_values
 
 
 def effective_rank(values: Float[Tensor, " n"]) -> float:
@@ -50,11 +45,6 @@ def basis(x: Float[Tensor, "n columns"], rounding: float) -> Float[Tensor, "n di
     """
     u, s, _ = torch.linalg.svd(x.double(), full_matrices=False)
     return u[:, s > rounding * s.max()]
-
-
-def reduced(x: Float[Tensor, "n columns"]) -> Float[Tensor, "least columns"]:
-    """`x` but for a rotation of its columns, in as few rows as they need: `R` of its QR decomposition."""
-    return torch.linalg.qr(x.double(), mode="r").R
 
 
 @dataclass(frozen=True)
