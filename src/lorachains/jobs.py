@@ -19,6 +19,7 @@ from lorachains.cli import settings_of
 from lorachains.corpus import check_adapted, prune_to, settle
 from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.errors import LorachainsError
+from lorachains.forks import fork, forks
 from lorachains.grouping import ties_none
 from lorachains.inject import check_config
 from lorachains.loggers import finishing
@@ -131,11 +132,11 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
         loggers = [entered.enter_context(finishing(instantiate(j.cfg.logger), settings_of(j.cfg))) for j in jobs]
         session = Session(
             method, data, [job.folder for job in jobs], loggers, checkpoint, first.checkpoint_every,
-            first.checkpoint_seconds, _forks(jobs, data),
+            first.checkpoint_seconds, forks(first.trainer, jobs[0].branches, data.runs[0], checkpoint),
         )  # fmt: skip
         trainer = instantiate(first.trainer, logger=loggers, callbacks=session.callbacks)
         try:
-            session.fit(trainer, start or _fork(jobs, data))
+            session.fit(trainer, start or _fork(jobs, data.runs[0]))
         except LorachainsError:
             if len(method.failures) < len(jobs):
                 raise
@@ -144,6 +145,13 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
     if len(jobs) > 1 and writes():
         checkpoint.unlink(missing_ok=True)
     return outcomes
+
+
+def _fork(jobs: Sequence[Job], data: TaskDataModule) -> Path | None:
+    """The state with which the jobs' training begins, if they have trunks that left one."""
+    trunks = [job.trunk for job in jobs if job.trunk is not None]
+    first = jobs[0].cfg
+    return fork(first.trainer, first.knots, data, checkpoint_of(trunks)) if trunks else None
 
 
 def _loaded(jobs: Sequence[Job]) -> tuple[LanguageModel, RunsDataModule, list[Any]]:
@@ -222,37 +230,6 @@ def _check_lengths(jobs: Sequence[Job], runs: Sequence[TaskDataModule]) -> None:
     count = any(job.branches or not ties_none(job.cfg) or job.cfg.trainer.max_steps >= 0 for job in jobs)
     if count and len(by_length) > 1:
         raise _Apart("epochs of different lengths", list(by_length.values()))
-
-
-def _forks(jobs: Sequence[Job], data: RunsDataModule) -> dict[int, Path]:
-    """Where the state is left for branches, by optimizer step."""
-    steps = {_first_knot(jobs[0], knots, data) for knots in jobs[0].branches}
-    return {step: _fork_path(jobs, step) for step in steps if step}
-
-
-def _fork(jobs: Sequence[Job], data: RunsDataModule) -> Path | None:
-    """The state that the trunk has left at the first knot, if there is one."""
-    trunks = [job.trunk for job in jobs if job.trunk is not None]
-    step = _first_knot(jobs[0], jobs[0].cfg.knots, data) if trunks else None
-    if step is None or not (path := _fork_path(trunks, step)).is_file():
-        return None
-    log.info("up to its first knot, after optimizer step %d, trained already: goes on from there", step)
-    return path
-
-
-def _first_knot(job: Job, knots: DictConfig, data: RunsDataModule) -> int | None:
-    """The optimizer steps before a job's first knot; `None` without one, or if the schedule doesn't fit the run."""
-    trainer, run = job.cfg.trainer, data.runs[0]
-    per_epoch = -(-len(run.batches()) // trainer.accumulate_grad_batches)
-    limits = [trainer.max_epochs * per_epoch, trainer.max_steps]
-    try:
-        return next(iter(instantiate(knots).plan(min(n for n in limits if n > 0), per_epoch)), None)
-    except (LorachainsError, ValueError):
-        return None
-
-
-def _fork_path(trunks: Sequence[Job], step: int) -> Path:
-    return checkpoint_of(trunks).with_name(f"fork-{step}.ckpt")
 
 
 def checkpoint_of(jobs: Sequence[Job]) -> Path:
