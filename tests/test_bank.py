@@ -11,6 +11,7 @@ from torch import nn
 from lorachains.bank import LoraBank
 from lorachains.chain import Chain
 from lorachains.errors import LorachainsError
+from lorachains.merging import why_not_mergeable
 from lorachains.routing import HardRoute, Routing, SoftRoute
 from tests.adapters import (
     ARCH_AND_FIELDS,
@@ -165,7 +166,7 @@ def test_anything_with_features_and_a_forward_can_be_a_base() -> None:
     x = torch.randn(2, 4, 8)
     assert torch.allclose(bank(x), layer(x) + 2 * x @ bank.lora_A[0].mT @ bank.lora_B[0].mT, atol=1e-5)
     assert bank.lora_A.dtype == torch.float32
-    assert "floating-point" in str(bank.why_not_mergeable())
+    assert "floating-point" in str(why_not_mergeable(bank))
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -20,9 +20,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from lorachains.errors import LorachainsError
-from lorachains.models.quantization import dequantized, is_quantized, requantize
 from lorachains.routing import Routing, lora_delta, routed_bias
-from lorachains.sharding import local, rows
 
 
 class LoraBank(nn.Module):
@@ -153,35 +151,6 @@ class LoraBank(nn.Module):
         if self.ledger_bias is not None:
             self.ledger_bias = self.ledger_bias[:, :links].clone()
 
-    @torch.no_grad()
-    def merge(self, link: int, ranks: slice) -> tuple[float, float]:
-        """Adds one tied link of the only adapter to the base weight, `W ← W + s B A` (COLA Algorithm 1, line 6).
-
-        The product and the sum are taken in the adapter's precision and rounded once to the base's. A quantised weight
-        is quantised anew.
-
-        Returns:
-            The squared Frobenius norms of what the rounding lost, and of the update; of this device's rows of a weight
-            that is divided.
-        """
-        quantised = is_quantized(self.base_layer)
-        part = slice(None) if quantised else rows(self.base_layer.weight)
-        a, b = self.ledger_A[0, ranks], self.ledger_B[0, :, ranks] * self.ledger_scale[0, ranks]
-        update = a.mT[part] @ b.mT if isinstance(self.base_layer, Conv1D) else b[part] @ a
-        exact = self._weight().to(update.dtype) + update
-        if quantised:
-            requantize(self.base_layer, exact)
-        else:
-            self._weight().copy_(exact)
-        if self.ledger_bias is not None:
-            bias = local(self.base_layer.bias)
-            bias.copy_(bias.to(update.dtype) + self.ledger_bias[0, link, rows(self.base_layer.bias)])
-        return float((exact - self._weight()).square().sum()), float(update.square().sum())
-
-    def _weight(self) -> Tensor:
-        """The base's weight, or this device's rows of one that is divided; a copy of a quantised one."""
-        return dequantized(self.base_layer) if is_quantized(self.base_layer) else local(self.base_layer.weight)
-
     def own_tensors(self) -> dict[str, Tensor]:
         """What was trained, and the ledger without its empty room; nothing of the base."""
         own = {name: tensor.detach() for name in FIXED_SIZES if (tensor := getattr(self, name)) is not None}
@@ -210,23 +179,6 @@ class LoraBank(nn.Module):
         else:
             setattr(self, name, value)
             self.tied = self.ledger_A.shape[1]
-
-    def why_not_mergeable(self, requantize: bool = False) -> str | None:
-        """What keeps a link from being merged into this layer's weight; `None` if nothing does.
-
-        Args:
-            requantize: whether a quantised weight may be quantised anew.
-        """
-        layer = self.base_layer
-        if is_quantized(layer):
-            again = "knots.requantize=true quantises it anew, at a loss"
-            if not requantize:
-                return f"a {type(layer).__name__} has no floating-point weight to merge into ({again})"
-        elif not isinstance(layer, nn.Linear | Conv1D) or not layer.weight.is_floating_point():
-            return f"a {type(layer).__name__} has no floating-point weight to merge into"
-        if self.lora_bias is not None and self.base_layer.bias is None:
-            return "adapter.lora_bias needs a bias in the base layer to merge into"
-        return None
 
 
 FIXED_SIZES = {

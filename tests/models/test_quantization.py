@@ -15,6 +15,7 @@ from lorachains.chain import Chain
 from lorachains.errors import LorachainsError
 from lorachains.full_model import merge_in_memory
 from lorachains.loading import attach_adapter
+from lorachains.merging import why_not_mergeable
 from lorachains.models import LanguageModel, Wheels, byte_tokenizer, fingerprint, load, quantization
 from lorachains.routing import Routing
 from lorachains.scoring import answer_losses
@@ -81,7 +82,7 @@ def test_a_bank_adds_its_links_to_the_layers_own_output(kind: str, tmp_path: Pat
     nn.init.normal_(bank.lora_B)
     delta = 2 * F.linear(F.linear(x, bank.lora_A[0]), bank.lora_B[0])
     assert torch.allclose(bank(x), layer(x) + delta, atol=1e-5)
-    assert str(bank.why_not_mergeable()).startswith(f"a {KINDS[kind]} has no floating-point weight")
+    assert str(why_not_mergeable(bank)).startswith(f"a {KINDS[kind]} has no floating-point weight")
 
 
 @pytest.mark.usefixtures("bitsandbytes")
