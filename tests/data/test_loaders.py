@@ -10,7 +10,7 @@ import torch
 
 from lorachains.batch import TokenBatch, Tokens
 from lorachains.data import EvalBatch, RunsDataModule, Serving, TaskDataModule
-from lorachains.data.batching import ALL, Share, TrainLoader
+from lorachains.data.streams import ALL, Share, TrainLoader
 from lorachains.errors import LorachainsError
 from lorachains.models import byte_tokenizer
 from tests.batches import rebuilt

@@ -15,7 +15,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from lorachains.batch import Tokens
 from lorachains.data import Serving, TaskDataModule
-from lorachains.data.batching import TrainLoader
+from lorachains.data.streams import TrainLoader
 from lorachains.data.tokens import collate_train
 from lorachains.errors import LorachainsError
 from tests.adapters import peft_twin

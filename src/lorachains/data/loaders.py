@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lorachains.batch import TokenBatch
-from lorachains.data.batching import ALL, RunsBatches, RunsRows, Share, Stream, TrainLoader, evaluation_batches
+from lorachains.data.batching import evaluation_batches
+from lorachains.data.streams import ALL, RunsBatches, RunsRows, Share, Stream, TrainLoader
 from lorachains.data.tokens import Encoded, EvalBatch, Serving, collate_eval, collate_train, padding_token
 from lorachains.errors import LorachainsError
 from lorachains.loads import loads_of

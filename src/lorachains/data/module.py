@@ -5,95 +5,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
 
-from jaxtyping import Bool
-from lightning import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lorachains.batch import TokenBatch
-from lorachains.data.batching import ALL, EpochBatches, Share, Stream, TrainLoader
-from lorachains.data.loaders import Loaders
+from lorachains.data.batching import EpochBatches
 from lorachains.data.mixing import Mixture
 from lorachains.data.protocol import Sizes, Source, Splits, positive
+from lorachains.data.runs import Served
+from lorachains.data.streams import Stream
 from lorachains.data.tasks import Task
-from lorachains.data.tokens import (
-    Encoded,
-    EvalBatch,
-    Serving,
-    encode_eval,
-    encode_train,
-)
+from lorachains.data.tokens import Encoded, Serving, encode_eval, encode_train
 from lorachains.errors import LorachainsError
 
 log = logging.getLogger(__name__)
 
 
-class _Served(LightningDataModule):
-    """The loaders of the data of one or several runs."""
-
-    runs: "Sequence[TaskDataModule]"
-
-    def serve(self, serving: Serving, by_length: bool, share: Share = ALL, accumulate: int = 1) -> None:
-        """Says, before the first loader is asked for, which adapter serves which row.
-
-        Args:
-            by_length: whether rows of similar length should share a batch.
-            share: this process's, if several train the runs together.
-            accumulate: training batches of an optimizer step.
-        """
-        self._loaders = Loaders(self.runs, serving, by_length, share, accumulate)
-
-    @property
-    def stop(self) -> str | None:
-        """What ends a free answer of every task; `None` where the tasks differ in it."""
-        stops = {task.stop for run in self.runs for task in run.tasks}
-        return stops.pop() if len(stops) == 1 else None
-
-    def largest(self, epochs: int) -> tuple[TokenBatch, EvalBatch]:
-        """See `Loaders.largest`."""
-        return self._loaders.largest(epochs)
-
-    def even(self) -> bool:
-        """See `Loaders.even`."""
-        return self._loaders.even()
-
-    def presence(self, steps: int, batches: int) -> Bool[Tensor, "steps adapters"]:
-        """See `Loaders.presence`."""
-        return self._loaders.presence(steps, batches)
-
-    def train_dataloader(self) -> TrainLoader:
-        """Each run's next batch, where it is its turn (see `turns`), each row once an epoch; resumable."""
-        return self._loaders.train()
-
-    def val_dataloader(self) -> DataLoader[EvalBatch]:
-        """Evaluation batches of the rows that training leaves out, for all runs."""
-        return self._loaders.evaluation("val")
-
-    def test_dataloader(self) -> DataLoader[EvalBatch]:
-        """Evaluation batches of the test rows, for all runs."""
-        return self._loaders.evaluation("test")
-
-
-class RunsDataModule(_Served):
-    """The data of several runs that are trained side by side.
-
-    Args:
-        runs: one for each run, with its own order; runs with the same rows share them (`TaskDataModule.in_order`).
-    """
-
-    def __init__(self, runs: "Sequence[TaskDataModule]") -> None:
-        super().__init__()
-        self.runs = list(runs)
-        self.serve(Serving(len(self.runs)), by_length=False)
-
-    def setup(self, stage: str | None = None) -> None:
-        """See `TaskDataModule.setup`."""
-        for run in self.runs:
-            run.setup(stage)
-
-
-class TaskDataModule(_Served):
+class TaskDataModule(Served):
     """One or several tasks; training batches mix them at random.
 
     Args:
@@ -139,10 +65,10 @@ class TaskDataModule(_Served):
         positive("data.batch_size", batch_size)
         positive("data.max_length", max_length)
         positive("data.max_new_tokens", max_new_tokens)
-        if long_answers not in ("refuse", "drop"):
-            raise LorachainsError(f"data.long_answers is {long_answers!r}: choose refuse or drop")
         if eval_batch_size is not None:
             positive("data.eval_batch_size", eval_batch_size)
+        if long_answers not in ("refuse", "drop"):
+            raise LorachainsError(f"data.long_answers is {long_answers!r}: choose refuse or drop")
         self.tokenizer = tokenizer
         self.source = source
         self.task_names = _names(tasks)

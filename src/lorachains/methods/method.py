@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lorachains.batch import TokenBatch
 from lorachains.callbacks.best import BestEpoch
 from lorachains.data import EvalBatch, RunsDataModule, Serving
-from lorachains.data.batching import Share
+from lorachains.data.streams import Share
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction, predict, summarise
 from lorachains.methods.journal import Journal

@@ -1,0 +1,138 @@
+"""Several streams of training rows side by side: those of several runs, or those of one run's adapters.
+
+Each stream goes through its own rows in its own batches (`EpochBatches`), and they share the batches that the model
+sees; several devices share each of these.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lorachains.batch import TokenBatch
+from lorachains.data.batching import EpochBatches
+from lorachains.data.tokens import Encoded
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Training rows that share batches, gone through in an order of their own.
+
+    Args:
+        run: whose rows they are.
+        rows: their places among the run's rows.
+        batches: of places in `rows`.
+    """
+
+    run: int
+    rows: Sequence[int]
+    batches: EpochBatches
+
+
+def turns(lengths: Sequence[int], accumulate: int = 1) -> list[list[int]]:
+    """Which streams give their next batch to each batch of an epoch that they go through side by side.
+
+    The epoch has as many optimizer steps as the longest stream's own. A shorter one makes its own steps, each of as
+    many batches as alone, evenly spread, its last one in the last step: so all end together.
+
+    Args:
+        lengths: batches of each stream's epoch; 0 for one that is never trained on.
+        accumulate: batches of an optimizer step; the last one of an epoch may have fewer.
+    """
+    own = [-(-length // accumulate) for length in lengths]
+    steps = max(own)
+    last = max(length - (count - 1) * accumulate for length, count in zip(lengths, own, strict=True) if count)
+    found: list[list[int]] = []
+    for step in range(steps):
+        size = accumulate if step < steps - 1 else last
+        parts = [0] * len(own)  # of the step's batches, the last ones: its last batch has rows of all that make it
+        for stream, count in enumerate(own):
+            done = step * count // steps
+            if (step + 1) * count // steps > done:
+                parts[stream] = min(accumulate, lengths[stream] - done * accumulate)
+        found += [[stream for stream, part in enumerate(parts) if place >= size - part] for place in range(size)]
+    return found
+
+
+class RunsBatches(Sampler[list[tuple[int, int]]]):
+    """The batches of several streams side by side, as (run, row) pairs.
+
+    Args:
+        streams: of the runs.
+        accumulate: see `turns`.
+    """
+
+    def __init__(self, streams: Sequence[Stream], accumulate: int = 1) -> None:
+        self.streams = streams
+        self._turns = turns([len(stream.batches) for stream in streams], accumulate)
+        self._longest = max((stream.batches for stream in streams), key=len)  # gives a batch at each turn but the last
+
+    @property
+    def sampler(self) -> "RunsBatches":
+        """Itself, where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes first."""
+        for stream in self.streams:
+            stream.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        start, batches = self._longest.start, [iter(stream.batches) for stream in self.streams]
+        for turn in self._turns[start:]:
+            yield [(self.streams[i].run, self.streams[i].rows[row]) for i in turn for row in next(batches[i])]
+
+
+class RunsRows(Dataset[tuple[int, Encoded]]):
+    """The rows of several runs by (run, row)."""
+
+    def __init__(self, rows: Sequence[Sequence[Encoded]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self.rows)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, Encoded]:
+        run, row = place
+        return run, self.rows[run][row]
+
+
+class TrainLoader(DataLoader[Any]):
+    """A loader that Lightning saves in its checkpoints and resumes at the very next batch, also mid-epoch."""
+
+    def __init__(self, rows: RunsRows, batches: RunsBatches, collate: Callable[[Any], TokenBatch]) -> None:
+        # its own generator: a DataLoader draws a number for each epoch, which must not move the run's random state
+        super().__init__(rows, batch_sampler=batches, collate_fn=collate, generator=torch.Generator())
+        self.rows, self.batches = rows, batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `EpochBatches.state_dict`."""
+        return {"streams": [stream.batches.state_dict() for stream in self.batches.streams]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `EpochBatches.load_state_dict`."""
+        for stream, saved in zip(self.batches.streams, state["streams"], strict=True):
+            stream.batches.load_state_dict(saved)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What this process takes of what several share: every `of`-th, from the `rank`-th on."""
+
+    rank: int = 0
+    of: int = 1
+
+    def take(self, items: list[Item]) -> list[Item]:
+        """This process's items."""
+        return items[self.rank :: self.of]
+
+
+ALL = Share()
+"""Where nothing is shared."""
