@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorachains.batch import BLOCK, IGNORED, TokenBatch, Tokens, pack
 from lorachains.chain import Chain
+from lorachains.filling import filled
 from lorachains.packing import hard_route
 from lorachains.routing import HardRoute
 from lorachains.scoring import answer_losses, logits_after, mean_per_group
@@ -145,17 +146,17 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 @pytest.mark.parametrize("longest", [69, 500])
 def test_filling_up_changes_neither_losses_nor_gradients(owners: list[int] | None, longest: int) -> None:
     chain, batch = chain_of(owners), packed(owners)
-    filled = batch.filled(longest)
-    losses, means, gradient = losses_and_gradient(chain, filled)
+    full = filled(batch, longest)
+    losses, means, gradient = losses_and_gradient(chain, full)
     expected_losses, expected_means, expected_gradient = losses_and_gradient(chain, batch)
     n = len(batch.targets)
     assert close(losses[:n], expected_losses)
     assert not losses[n:].any()
     assert close(means, expected_means)
     assert close(gradient, expected_gradient)
-    assert filled.longest >= max(longest, *filled.lengths)
-    assert (filled.counts, filled.texts, filled.candidates) == (batch.counts, batch.texts, batch.candidates)
-    assert rebuilt(filled) == TEXTS
+    assert full.longest >= max(longest, *full.lengths)
+    assert (full.counts, full.texts, full.candidates) == (batch.counts, batch.texts, batch.candidates)
+    assert rebuilt(full) == TEXTS
 
 
 @pytest.mark.parametrize("adapters", [1, 3])
@@ -168,14 +169,14 @@ def test_filled_batches_have_few_sizes_and_little_padding(adapters: int) -> None
         lengths = torch.randint(2, 120, (8,), generator=generator).tolist()
         texts = texts_of(*((length, 1 + length // 4) for length in lengths), seed=number)
         batch = pack(texts, None if adapters == 1 else [i % adapters for i in range(8)])
-        filled = batch.filled(120)
-        for kept, given in ((shapes, batch), (filled_shapes, filled)):
+        full = filled(batch, 120)
+        for kept, given in ((shapes, batch), (filled_shapes, full)):
             kept.add(tuple(tuple(tensor.shape) for tensor in given.tensors().values()))
-        assert len(filled.input_ids) - len(batch.input_ids) <= max(64, len(batch.input_ids) / 16)
-        assert len(filled.input_ids) == filled.bounds[-1] == sum(filled.lengths)
-        if filled.adapters is not None and filled.ends is not None:
-            assert len(filled.input_ids) == BLOCK * len(filled.adapters) == filled.ends[-1]
-            assert filled.adapters.tolist() == sorted(filled.adapters.tolist())
+        assert len(full.input_ids) - len(batch.input_ids) <= max(64, len(batch.input_ids) / 16)
+        assert len(full.input_ids) == full.bounds[-1] == sum(full.lengths)
+        if full.adapters is not None and full.ends is not None:
+            assert len(full.input_ids) == BLOCK * len(full.adapters) == full.ends[-1]
+            assert full.adapters.tolist() == sorted(full.adapters.tolist())
     assert len(filled_shapes) < len(shapes) / 2
 
 
@@ -209,7 +210,7 @@ def test_padded_rows_have_the_losses_of_the_stream(owners: list[int] | None) -> 
 
 def test_filled_rows_can_be_padded_too() -> None:
     batch = packed(OWNERS["three"])
-    rows, again = batch.padded(), copy.deepcopy(batch).filled(99).padded()
+    rows, again = batch.padded(), filled(copy.deepcopy(batch), 99).padded()
     assert torch.equal(rows.input_ids, again.input_ids)
     assert torch.equal(rows.positions, again.positions[: len(rows.positions)])
 
@@ -233,7 +234,7 @@ def test_texts_that_share_their_beginnings_come_back(owners: list[int] | None) -
     texts = branching()
     shared = pack(texts, owners, 7, None if owners is None else 3, share=True)
     apart = pack(texts, owners, 7, None if owners is None else 3)
-    assert rebuilt(shared) == rebuilt(shared.filled(64)) == texts
+    assert rebuilt(shared) == rebuilt(filled(shared, 64)) == texts
     assert shared.loads == apart.loads
     assert len(shared.input_ids) < 0.6 * len(apart.input_ids)
     assert shared.key_bounds is not None
@@ -271,7 +272,7 @@ def test_sharing_beginnings_changes_no_loss_in_one_kernel(arch: str, fields: dic
     model.cuda()
     texts, losses = branching(), []
     for share in (False, True):
-        batch = pack(texts, share=share).filled(64).to("cuda")
+        batch = filled(pack(texts, share=share), 64).to("cuda")
         found = answer_losses(model, batch)
         losses.append(mean_per_group(found, batch.candidate, batch.candidates, batch.targets))
     torch.testing.assert_close(*losses, rtol=2e-2, atol=2e-2)

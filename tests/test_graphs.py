@@ -5,6 +5,7 @@ import torch
 from hydra.utils import instantiate
 
 from lorachains.data import RunsDataModule
+from lorachains.filling import filled
 from lorachains.graphs import Replayed, decoder_layers, why_not
 from lorachains.jobs import stack
 from lorachains.methods import Lora
@@ -47,7 +48,7 @@ def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None
     layout = method.chain.layout
     data = RunsDataModule([make_data(base, order_seed=seed) for seed in range(runs)])
     data.setup()
-    batch = next(iter(data.train_dataloader())).filled(64)
+    batch = filled(next(iter(data.train_dataloader())), 64)
     replayed = Replayed(method.passes._forward_backward, method.device, lambda: method.chain.layout)
     for knots in (0, 1):
         if knots:

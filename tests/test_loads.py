@@ -1,6 +1,7 @@
 """A load says what its adapter's texts are."""
 
 from lorachains.batch import pack
+from lorachains.filling import filled
 from lorachains.loads import Load, loads_of
 from tests.batches import answered, texts_of
 
@@ -22,4 +23,4 @@ def test_each_adapter_has_a_load() -> None:
 
 def test_a_batch_has_them_also_when_it_is_filled() -> None:
     batch = pack(TEXTS, [2, 0, 0, 2], experts=3)
-    assert batch.loads == batch.filled(16).loads == loads_of(TEXTS, [2, 0, 0, 2], 3)
+    assert batch.loads == filled(batch, 16).loads == loads_of(TEXTS, [2, 0, 0, 2], 3)

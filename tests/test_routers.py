@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from lorachains.batch import TokenBatch, Tokens, pack
 from lorachains.errors import LorachainsError
+from lorachains.filling import filled
 from lorachains.routers import POOLS, Prompts, Routers, padded_prompts, router_losses, stream_prompts
 from tests.batches import texts_of
 from tests.mixtures import by_hand
@@ -45,7 +46,7 @@ def test_a_pool_is_the_loop_over_the_prompts_tokens(pool: str, layout: str) -> N
     """In the stream's order: by expert. No text's answer, no padding, and no other text gets in."""
     batch = pack(TEXTS, OWNERS, experts=4)
     if layout == "filled":
-        batch = batch.filled(64)
+        batch = filled(batch, 64)
     x, prompts = of_rows(batch) if layout == "rows" else of_stream(batch)
     ours = routers(pool).pooled(x, prompts)[prompts.there]
     order = [1, 3, 0, 2, 4]

@@ -28,12 +28,6 @@ BLOCK = 16
 """With several adapters, each one has whole blocks of so many tokens, at least one; what is missing is padding."""
 
 
-FILLING = 64
-"""What fills a batch up is divided into segments of so many tokens, whose attention costs little."""
-SEGMENTS = 32
-"""The number of segments of a filled batch is a multiple of this."""
-
-
 @dataclass(frozen=True)
 class Tokens:
     """One text and where its answer is. `labels` is aligned with `input_ids` and IGNORED before the answer."""
@@ -66,7 +60,7 @@ class TokenBatch:
         adapters: `(tokens / BLOCK,)` the adapter of each block, ascending; `None` if there is one adapter.
         ends: `(experts,)` where each adapter's tokens end; `None` if there is one adapter.
         positions: where in the stream the token *before* each answer token is.
-        targets: the answer tokens; IGNORED where the batch was filled up (`filled`).
+        targets: the answer tokens; IGNORED where the batch was filled up (`filling`).
         candidate: which of the texts given each answer token belongs to.
         served: the adapter of each answer token.
         lengths: of the segments; known on the host, so that nobody has to ask the device, like all below.
@@ -144,59 +138,6 @@ class TokenBatch:
             positions=self.positions + offset[row],
             adapters=None if self.adapters is None else self.adapters[blocks],
         )
-
-    def filled(self, longest: int) -> "TokenBatch":
-        """The same batch with more padding, empty segments and ignored targets, so that few sizes are left.
-
-        Args:
-            longest: of all batches to come.
-        """
-        tokens = _round(len(self.input_ids))
-        tail = tokens - len(self.input_ids)
-        padding = [min(FILLING, tail - start) for start in range(0, tail, FILLING)]
-        lengths = [*self.lengths, *padding]
-        lengths += [0] * (-len(lengths) % SEGMENTS)
-        answers = _round(len(self.positions), least=16)
-        bounds = self._bounds(lengths)
-
-        def fill(tensor: Tensor, size: int, value: int = 0) -> Tensor:
-            return torch.cat([tensor, tensor.new_full((size - len(tensor),), value)])
-
-        places = [self.position_ids, *(torch.arange(n) for n in padding)]
-        return replace(
-            self,
-            input_ids=fill(self.input_ids, tokens),
-            position_ids=torch.cat(places),
-            bounds=bounds,
-            adapters=None if self.adapters is None else fill(self.adapters, tokens // BLOCK, len(self.loads) - 1),
-            ends=None if self.ends is None else torch.cat([self.ends[:-1], self.ends.new_tensor([tokens])]),
-            positions=fill(self.positions, answers),
-            targets=fill(self.targets, answers, IGNORED),
-            candidate=fill(self.candidate, answers),
-            served=fill(self.served, answers),
-            lengths=tuple(lengths),
-            longest=max(longest, FILLING),
-            **self._filled_keys(lengths, len(self.input_ids)),
-        )
-
-    def _filled_keys(self, lengths: Sequence[int], start: int) -> dict[str, Any]:
-        """The keys of segments of which those from the stream's place `start` on are new, and attend to themselves."""
-        if self.keys is None:
-            return {}
-        added = lengths[len(self.lengths) :]
-        key_lengths = (*self.key_lengths, *added)
-        keys = torch.cat([self.keys, torch.arange(start, start + sum(added))])
-        keys = torch.cat([keys, keys.new_zeros(_round(len(keys)) - len(keys))])
-        return {"keys": keys, "key_bounds": self._bounds(key_lengths), "key_lengths": key_lengths}
-
-    def _bounds(self, lengths: Sequence[int]) -> Tensor:
-        return self.bounds.new_tensor([0, *accumulate(lengths)])
-
-
-def _round(size: int, least: int = 64) -> int:
-    """Up to a multiple of `least`, and of a 32nd of the power of two below: few sizes, and little padding."""
-    step = max(least, 1 << max(0, size.bit_length() - 6))
-    return -(-size // step) * step
 
 
 @dataclass

@@ -11,6 +11,7 @@ from lorachains.batch import TokenBatch
 from lorachains.data import EvalBatch
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generate, generator
+from lorachains.filling import filled
 from lorachains.generation import Generator
 from lorachains.graphs import Replayed, compile_layers, why_not
 from lorachains.scoring import answer_losses
@@ -68,10 +69,10 @@ class Passes:
         train, evaluation = self.method.data.largest(max(1, epochs))
         try:
             for _ in ("plain", "recorded"):
-                self._train(train.filled(self.longest))
+                self._train(filled(train, self.longest))
             model.eval()
             for _ in ("plain", "recorded"):
-                self._evaluate(evaluation.scored.filled(self.longest))
+                self._evaluate(filled(evaluation.scored, self.longest))
             torch.cuda.synchronize()
         except torch.OutOfMemoryError:
             raise
@@ -95,11 +96,11 @@ class Passes:
     def place(self, batch: Any, device: torch.device) -> Any:
         """The batch where its pass wants it: filled up on the host for a graph, else on the device."""
         if self._train is not None and isinstance(batch, TokenBatch):
-            return batch.filled(self.longest).pin_memory()
+            return filled(batch, self.longest).pin_memory()
         if self._train is not None and isinstance(batch, EvalBatch):
             adapters = None if batch.adapters is None else batch.adapters.to(device)
             return EvalBatch(
-                batch.runs, batch.rows, batch.scored.filled(self.longest).pin_memory(), batch.prompts, adapters
+                batch.runs, batch.rows, filled(batch.scored, self.longest).pin_memory(), batch.prompts, adapters
             )
         return batch.to(device)
 

@@ -1,0 +1,71 @@
+"""Batches of few sizes: filled up with padding, so that a CUDA graph or a compiled model serves many of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorachains.batch import BLOCK, IGNORED, TokenBatch
+
+FILLING = 64
+"""What fills a batch up is divided into segments of so many tokens, whose attention costs little."""
+SEGMENTS = 32
+"""The number of segments of a filled batch is a multiple of this."""
+
+
+def filled(batch: TokenBatch, longest: int) -> TokenBatch:
+    """The same batch with more padding, empty segments and ignored targets, so that few sizes are left.
+
+    Args:
+        longest: of all batches to come.
+    """
+    tokens, answers = _round(len(batch.input_ids)), _round(len(batch.positions), least=16)
+    padding = _pieces(tokens - len(batch.input_ids))
+    lengths = [*batch.lengths, *padding]
+    lengths += [0] * (-len(lengths) % SEGMENTS)
+    places = [batch.position_ids, *(torch.arange(n) for n in padding)]
+    return replace(
+        batch,
+        input_ids=_fill(batch.input_ids, tokens),
+        position_ids=torch.cat(places),
+        bounds=_bounds(batch, lengths),
+        adapters=None if batch.adapters is None else _fill(batch.adapters, tokens // BLOCK, len(batch.loads) - 1),
+        ends=None if batch.ends is None else torch.cat([batch.ends[:-1], batch.ends.new_tensor([tokens])]),
+        positions=_fill(batch.positions, answers),
+        targets=_fill(batch.targets, answers, IGNORED),
+        candidate=_fill(batch.candidate, answers),
+        served=_fill(batch.served, answers),
+        lengths=tuple(lengths),
+        longest=max(longest, FILLING),
+        **_filled_keys(batch, lengths[len(batch.lengths) :]),
+    )
+
+
+def _filled_keys(batch: TokenBatch, added: Sequence[int]) -> dict[str, Any]:
+    """The keys with those of the added segments, which attend to themselves."""
+    if batch.keys is None:
+        return {}
+    lengths, start = (*batch.key_lengths, *added), len(batch.input_ids)
+    keys = torch.cat([batch.keys, torch.arange(start, start + sum(added))])
+    return {"keys": _fill(keys, _round(len(keys))), "key_bounds": _bounds(batch, lengths), "key_lengths": lengths}
+
+
+def _bounds(batch: TokenBatch, lengths: Sequence[int]) -> Tensor:
+    return batch.bounds.new_tensor([0, *accumulate(lengths)])
+
+
+def _fill(tensor: Tensor, size: int, value: int = 0) -> Tensor:
+    return torch.cat([tensor, tensor.new_full((size - len(tensor),), value)])
+
+
+def _pieces(tokens: int) -> list[int]:
+    return [min(FILLING, tokens - start) for start in range(0, tokens, FILLING)]
+
+
+def _round(size: int, least: int = 64) -> int:
+    """Up to a multiple of `least`, and of a 32nd of the power of two below: few sizes, and little padding."""
+    step = max(least, 1 << max(0, size.bit_length() - 6))
+    return -(-size // step) * step
