@@ -122,7 +122,7 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
     reset_peak()
     seed_everything(first.seed, verbose=False)
     base, data, methods = _loaded(jobs)
-    method = stack(methods, base, [task.name for task in data.runs[0].tasks])
+    method = stack(methods, base)
     check_adapted(base)
     checkpoint = checkpoint_of(jobs)
     if len(jobs) > 1 and checkpoint.is_file() and not first.resume:
@@ -175,17 +175,14 @@ def _start_afresh(checkpoint: Path, overwrite: bool) -> None:
         checkpoint.unlink()
 
 
-def stack(methods: Sequence[Any], base: LanguageModel, tasks: Sequence[str] = ()) -> Method:
+def stack(methods: Sequence[Any], base: LanguageModel) -> Method:
     """One method for several runs.
 
     Args:
         methods: `functools.partial`s of one method class, as a config's `method` gives them.
-        tasks: of the runs' data, for a method that has adapters for them.
     """
     own = [key for key in ("adapter", "optim", "seed") if key in methods[0].keywords]
     each = {key: [method.keywords[key] for method in methods] for key in own}
-    if methods[0].func.of_tasks:
-        each["tasks"] = list(tasks)
     method: Method = methods[0](base=base, **each)
     return method
 

@@ -34,7 +34,7 @@ class ChainOfLora(Lora):
     """Trains the selector and the experts.
 
     Args:
-        tasks: of the data, two at least.
+        names: the experts': those of the data's tasks, in their order, two at least.
         task_prompt: what the selector is asked, with `{instruction}` in it.
         task_names: task to the name by which the selector knows it, where that isn't the task's own.
         selector_batch_size: rows of the selector's batches; `None` for so many that its epoch has as many batches as
@@ -49,24 +49,22 @@ class ChainOfLora(Lora):
         LorachainsError: a setting that can't be followed.
     """
 
-    of_tasks = True
-
     def __init__(
         self, base: LanguageModel, adapter: LoraConfig | Sequence[LoraConfig], optim: Optim | Sequence[Optim],
-        seed: int | Sequence[int], tasks: Sequence[str], task_prompt: str, task_names: Mapping[str, str] | None = None,
+        seed: int | Sequence[int], names: Sequence[str], task_prompt: str, task_names: Mapping[str, str] | None = None,
         selector_batch_size: int | None = None, decoys: float = 0.0, select: str = "metric",
         selection: str = "exact", threshold: float = 0.0, fallback: str = BASE,
         start: str | None = None, train: Sequence[str] | None = None, start_from: str | None = None,
         start_links: int | None = None,
     ):  # fmt: skip
-        _check(tasks, task_names or {}, train, start)
-        check_settings(selection, threshold, fallback, tasks, "method.")
+        _check(names, task_names or {}, train, start)
+        check_settings(selection, threshold, fallback, names, "method.")
         if selector_batch_size is not None:
             positive("method.selector_batch_size", selector_batch_size)
-        self.question = Question(task_prompt, {task: (task_names or {}).get(task, task) for task in tasks})
-        super().__init__(base, adapter, optim, seed, [SELECTOR, *tasks], select, start_from, start_links)
+        self.question = Question(task_prompt, {task: (task_names or {}).get(task, task) for task in names})
+        super().__init__(base, adapter, optim, seed, [SELECTOR, *names], select, start_from, start_links)
         self.decoys = decoys
-        self.tasks, self.selector_batch_size = list(tasks), selector_batch_size
+        self.tasks, self.selector_batch_size = list(names), selector_batch_size
         self.selection, self.threshold, self.fallback = selection, float(threshold), fallback
         self.start = Path(start) if start else None
         self.kept = self._kept(train)
@@ -102,6 +100,8 @@ class ChainOfLora(Lora):
         return RunsDataModule([self._beside(run) for run in data.runs])
 
     def _beside(self, run: TaskDataModule) -> TaskDataModule:
+        if (tasks := [task.name for task in run.tasks]) != self.tasks:
+            raise LorachainsError(f"method.names is {self.tasks}, but the data's tasks are {tasks}: leave it null")
         rows: dict[str, list[Encoded]] = {}
         for split in ("train", "val", "test"):
             given, train = run.rows(split), split == "train"

@@ -71,9 +71,6 @@ class Method(L.LightningModule):
     trains = False
     """Whether there is anything to fit."""
 
-    of_tasks = False
-    """Whether it is built for the data's tasks, given to it as `tasks`."""
-
     def reads(self, data: RunsDataModule) -> RunsDataModule:
         """The runs' data as the method puts it to the model."""
         return data
