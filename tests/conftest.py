@@ -14,9 +14,9 @@ from jaxtyping import install_import_hook
 from transformers import PreTrainedTokenizerFast
 
 _CHECKED = (
-    "bank", "batch", "blocks", "chain", "data.tokens", "decisions", "filling", "graphs", "inject", "lowrank", "mixture",
-    "optim", "packing", "routers", "routing", "scoring", "selection.trie", "spectra", "theory.frank_wolfe",
-    "theory.links", "theory.problems",
+    "bank", "batch", "blocks", "chain", "data.tokens", "decisions", "filling", "graphs", "inject", "live_link",
+    "lowrank", "mixture", "optim", "packing", "routers", "routing", "scoring", "selection.trie", "spectra",
+    "theory.frank_wolfe", "theory.links", "theory.problems",
 )  # fmt: skip
 install_import_hook([f"lorachains.{module}" for module in _CHECKED], "beartype.beartype")
 

@@ -7,6 +7,7 @@ import torch
 
 from lorachains.chain import Chain, Mode
 from lorachains.errors import LorachainsError
+from lorachains.live_link import live_link, restore
 from lorachains.routing import HardRoute
 from tests.adapters import ARCH_AND_FIELDS, config, inputs, randomise
 from tests.tiny import tiny_model
@@ -107,12 +108,12 @@ def test_rewind_finds_every_knot_again(mode: Mode, links: int) -> None:
 def test_an_earlier_live_link_is_restored_with_its_knots(mode: Mode) -> None:
     chain = tied_chain("llama", torch.float32, mode, (4, 2))
     x = inputs(3)
-    then, kept = chain.model(x).logits, chain.live_link(0)
+    then, kept = chain.model(x).logits, live_link(chain, 0)
     chain.tie(50, mode)
     chain.extend(3)
     randomise(chain, 9)
     assert not torch.allclose(chain.model(x).logits, then)
-    chain.restore([kept])
+    restore(chain, [kept])
     assert torch.equal(chain.model(x).logits, then)
     assert chain.rank == 2
     assert chain.ranks == [4]
@@ -123,13 +124,13 @@ def test_adapters_are_restored_each_to_its_own_moment() -> None:
     x = inputs(2)
     chain.route = HardRoute(torch.tensor([0, 1]))
     randomise(chain, 1)
-    early, kept_early = chain.model(x).logits, chain.live_link(0)
+    early, kept_early = chain.model(x).logits, live_link(chain, 0)
     chain.tie(5)
     chain.extend(2)
     randomise(chain, 2)
-    late, kept_late = chain.model(x).logits, chain.live_link(1)
+    late, kept_late = chain.model(x).logits, live_link(chain, 1)
     randomise(chain, 3)
-    chain.restore([kept_early, kept_late])
+    restore(chain, [kept_early, kept_late])
     now = chain.model(x).logits
     assert (now[0] - early[0]).abs().max() < 1e-10
     assert (now[1] - late[1]).abs().max() < 1e-10

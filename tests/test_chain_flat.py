@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lorachains.chain import Chain
+from lorachains.live_link import live_link, restore
 from lorachains.routing import HardRoute
 from tests.adapters import BIAS, config, inputs, randomise
 from tests.tiny import tiny_model
@@ -42,11 +43,11 @@ def test_live_links_lie_flat_whatever_was_done(arch: str, fields: dict[str, Any]
     assert [len(part) for part in chain.flat] == sizes
     assert lies_flat(chain)
     parts = list(chain.flat)
-    kept, state = [chain.live_link(adapter) for adapter in range(3)], copy.deepcopy(chain.state_dict())
+    kept, state = [live_link(chain, adapter) for adapter in range(3)], copy.deepcopy(chain.state_dict())
     chain.tie(1)
     chain.extend(2)
     assert lies_flat(chain)
-    chain.restore(kept)
+    restore(chain, kept)
     assert lies_flat(chain)
     chain.rewind(0)
     assert lies_flat(chain)

@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from lorachains.chain import Chain, Mode
 from lorachains.errors import LorachainsError
+from lorachains.live_link import live_link, restore
 from lorachains.peft_format import check_base, read_adapter, read_config, write_adapter
 from lorachains.routing import HardRoute
 from lorachains.transfer import begin_with, export, load_adapter, save_adapter
@@ -65,11 +66,11 @@ def test_links_of_other_adapters_are_left_out(tmp_path: Path) -> None:
     """Adapter 0 went back to before a knot, adapter 1 to after it: the first one's file is as if it had been alone."""
     chain = Chain(tiny_model("llama", torch.float64).eval(), config("llama"), seeds=[0, 1])
     randomise(chain, 1)
-    early = chain.live_link(0)
+    early = live_link(chain, 0)
     chain.tie(5)
     chain.extend(2)
     randomise(chain, 2)
-    chain.restore([early, chain.live_link(1)])
+    restore(chain, [early, live_link(chain, 1)])
     ranks = [save_adapter(chain, tmp_path / str(adapter), "some/base", "0123", adapter) for adapter in (0, 1)]
     assert ranks == [4, 4 + 2]
     alone = Chain(tiny_model("llama", torch.float64).eval(), config("llama"))

@@ -4,7 +4,6 @@ A chain of E adapters is E chains that share their knots. Plain LoRA is a chain 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,14 +21,6 @@ from lorachains.packing import packs
 from lorachains.routing import Route, Routing
 
 Mode = Literal["ledger", "merge"]
-
-
-@dataclass(frozen=True)
-class LiveLink:
-    """One adapter's live link when the chain had `links` tied links: its rows of the banks' tensors, by layer."""
-
-    links: int
-    layers: dict[str, dict[str, Tensor]]
 
 
 class Chain:
@@ -223,39 +214,6 @@ class Chain:
             self._merges.restore_original()
             self.merge()
         self.extend()
-
-    def live_link(self, expert: int) -> LiveLink:
-        """A copy of one adapter's live link, with which `restore` finds back to this moment."""
-        names = ("lora_A", "lora_B", "lora_bias", "scaling")
-        return LiveLink(
-            len(self.ranks),
-            {
-                layer: {n: t[expert].detach().clone() for n in names if (t := getattr(bank, n)) is not None}
-                for layer, bank in self.banks.items()
-            },
-        )
-
-    @torch.no_grad()
-    def restore(self, live: Sequence[LiveLink]) -> None:
-        """Brings each adapter back to its own moment: the links tied by then, and the live link of then.
-
-        Where adapters go back to different knots, a later link of the others is zero for them.
-
-        Args:
-            live: one for each adapter.
-        """
-        self.rewind(max(link.links for link in live))
-        rank = max(next(iter(link.layers.values()))["lora_A"].shape[0] for link in live)
-        for name, bank in self.banks.items():
-            bank.extend(bank.lora_A.new_zeros(self.experts, rank, bank.in_features), bank.scaling[:, 0].clone())
-            for expert, link in enumerate(live):
-                for key, value in link.layers[name].items():
-                    row = getattr(bank, key).data[expert]
-                    row[tuple(slice(size) for size in value.shape)].copy_(value)
-                bank.ledger_B[expert, :, sum(self.ranks[: link.links]) :] = 0
-                if bank.ledger_bias is not None:
-                    bank.ledger_bias[expert, link.links :] = 0
-        self.flatten()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that was trained, and the ledger; nothing of the base. Flat: `<layer>.<tensor>`."""

@@ -15,7 +15,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from lorachains.batch import TokenBatch
-from lorachains.chain import Chain, LiveLink
+from lorachains.chain import Chain
+from lorachains.live_link import LiveLink, live_link, restore
 from lorachains.loading import go_on_from
 from lorachains.methods.training import Trained
 from lorachains.models import LanguageModel, base_fingerprint
@@ -120,10 +121,10 @@ class Lora(Trained):
     # -- what is kept: what is trained and the ledger, never the base --------------------------------------------------
 
     def snapshot(self, expert: int) -> dict[str, Any]:
-        return vars(self.chain.live_link(expert))
+        return vars(live_link(self.chain, expert))
 
     def restore(self, snapshots: Sequence[Mapping[str, Any]]) -> None:
-        self.chain.restore([LiveLink(**snapshot) for snapshot in snapshots])
+        restore(self.chain, [LiveLink(**snapshot) for snapshot in snapshots])
 
     def figures(self) -> dict[str, float]:
         """The chain's links, and the trainable parameters of a run."""
