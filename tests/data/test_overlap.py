@@ -54,7 +54,10 @@ def _by_papineni(pairs: list[tuple[list[str], list[str]]]) -> float:
 
 def test_bleu_is_papinenis_over_the_corpus() -> None:
     """Chinese by characters; an answer too short for four words in a row counts in the others' company."""
-    english = ("the cat sat on the red mat today".split(), "a cat sat on the red mat".split())
+    english = (
+        ["the", "cat", "sat", "on", "the", "red", "mat", "today"],
+        ["a", "cat", "sat", "on", "the", "red", "mat"],
+    )
     chinese = (list("我们今天去公园散步"), list("我们今天去公园跑步吧"))
     pairs = [english, chinese, (["No"], ["No"])]
     said, right = (["".join(p[s]) if p is chinese else " ".join(p[s]) for p in pairs] for s in (0, 1))

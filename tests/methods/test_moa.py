@@ -41,7 +41,7 @@ def batch_of(method: Lora) -> TokenBatch:
 def mixing(*overrides: str, **kwargs: Any) -> Moa:
     """In stage 2, with random experts and routers."""
     method = moa(*overrides, **kwargs)
-    method.mixing = True
+    method.continuing = True
     randomise(method.chain)
     rows = method.routers.rows
     rows.data = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows.dtype)

@@ -1,4 +1,4 @@
-"""Exam questions among the rows of an instruction set: answered freely, graded by letters (MoA, arXiv 2403.03432, Tab. 5).
+"""Exam questions among the rows of an instruction set: answered freely, graded by letters (MoA, Tab. 5).
 
 The domain EXAM has the letters of the right options in a field of their own, beside outputs that explain them.
 """
