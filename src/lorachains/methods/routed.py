@@ -115,7 +115,9 @@ class Routed(Lora):
     # -- what is kept --------------------------------------------------------------------------------------------------
 
     def figures(self) -> dict[str, float]:
-        return super().figures() | {"router/trainable_parameters": self.routers.rows.numel()}
+        routers, found = self.routers.rows.numel(), super().figures()
+        whole = found["adapter/trainable_parameters"] + routers
+        return found | {"router/trainable_parameters": routers, "train/trainable_parameters": whole}
 
     def snapshot(self, expert: int) -> dict[str, Any]:
         return super().snapshot(expert) | {"router": self.routers.rows[expert].detach().clone()}

@@ -27,6 +27,8 @@ from yaml import YAMLError
 from lorachains.config import papers_dir, sweeps_dir
 from lorachains.errors import LorachainsError
 
+OmegaConf.register_new_resolver("sweeps", lambda: str(sweeps_dir()), replace=True)  # where a sweep's own data lies
+
 SIZES = ("paper", "small", "smoke")
 
 Overrides = tuple[str, ...]
@@ -38,7 +40,9 @@ class Part:
 
     Attributes:
         overrides: of all its jobs.
-        metric: a key of `metrics.json`, in which `{row}` and `{column}` stand for the labels; `None`: the task's first.
+        metric: a key of `metrics.json`, in which `{row}` and `{column}` stand for the parts' names; `None`: the task's
+            first.
+        name: in metrics; empty for what is of all tasks together.
         start: settings that name the folder of another run, with which these begin: that of the same job, but for these
             overrides in place of its row's or column's own.
     """
@@ -46,6 +50,7 @@ class Part:
     label: str
     overrides: Overrides
     metric: str | None
+    name: str
     start: Mapping[str, Overrides] = field(default_factory=dict)
 
 
@@ -109,7 +114,7 @@ class Sweep:
     def shown(self, row: Part, column: Part) -> str | None:
         """The metric of one cell."""
         metric = row.metric or column.metric or self.metric
-        return metric and metric.format(row=row.label, column=column.label)
+        return metric and metric.format(row=row.name, column=column.name).replace("//", "/")
 
     def grids(self) -> list[Overrides]:
         """The same jobs as few products, each as one would type it after `-m`; but those that begin with other runs."""
@@ -211,16 +216,14 @@ def _parts(settings: Any) -> list[Part]:
     if not isinstance(settings, Mapping):
         raise TypeError("rows and columns are mappings from labels to overrides")
     return [
-        Part(
-            str(label),
-            _flat(part.get("overrides", [])),
-            part.get("metric"),
-            {key: _flat(start) for key, start in part.get("from", {}).items()},
-        )  # fmt: skip
-        if isinstance(part, Mapping)
-        else Part(str(label), _flat(part), None)
+        _part(str(label), part if isinstance(part, Mapping) else {"overrides": part})
         for label, part in settings.items()
     ]
+
+
+def _part(label: str, part: Mapping[str, Any]) -> Part:
+    start = {key: _flat(overrides) for key, overrides in part.get("from", {}).items()}
+    return Part(label, _flat(part.get("overrides", [])), part.get("metric"), part.get("name", label), start)
 
 
 def _flat(overrides: Any) -> Overrides:
