@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lorachains.decisions import agreement, check_decision, one_expert, soft_weights, straight_through
+from lorachains.decisions import agreement, check_decision, check_voters, one_expert, soft_weights, straight_through
 from lorachains.errors import LorachainsError
 
 LOGITS = torch.randn(7, 50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -20,6 +20,19 @@ def test_the_vote_is_the_majority_and_equals_go_by_probability() -> None:
         assert winner == max(best, key=lambda expert: probabilities[text, expert])
         assert agreement(LOGITS)[text] == pytest.approx(votes[winner] / 7)
     assert ties > 5
+
+
+def test_those_who_do_not_vote_do_not_count() -> None:
+    voters = [5, 1, 6]
+    assert torch.equal(one_expert(LOGITS, "vote", voters), one_expert(LOGITS[voters], "vote"))
+    assert not torch.equal(one_expert(LOGITS, "vote", voters), one_expert(LOGITS, "vote"))
+    assert torch.equal(one_expert(LOGITS, "vote", range(7)), one_expert(LOGITS, "vote"))
+
+
+@pytest.mark.parametrize("voters", [[], [7], [-1], [1, 1]])
+def test_voters_are_blocks(voters: list[int]) -> None:
+    with pytest.raises(LorachainsError, match=r"method.voters is \[.*\]: give numbers from 0 to 6"):
+        check_voters(voters, 7)
 
 
 def test_one_block_for_all() -> None:

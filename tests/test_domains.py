@@ -1,6 +1,7 @@
 """What is told of domains, against loops."""
 
 import math
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from lorachains.data import Example, Serving
 from lorachains.data.tokens import Encoded, collate_eval
+from lorachains.decisions import one_expert
 from lorachains.domains import DomainLosses, Routes, perplexities
 from lorachains.mixture_figures import draw_blocks, draw_heat_map
 from tests.batches import texts_of
@@ -19,10 +21,10 @@ LOGITS = torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize("mode", ["vote", "argmax", "first"])
 def test_accuracies_are_counts(mode: str) -> None:
     """In two parts, as of two batches."""
-    routes = Routes(["a", "b", "c"])
+    routes = Routes(["a", "b", "c"], mode)
     routes.note(LABELS[:2], LOGITS[:, :2])
     routes.note(LABELS[2:], LOGITS[:, 2:])
-    told = routes.metrics(mode)
+    told = routes.metrics()
     right = [[int(LOGITS[b, t].argmax()) == LABELS[t] for t in range(5)] for b in range(3)]
     for block in range(3):
         assert told[f"router/block/{block}"] == pytest.approx(sum(right[block]) / 5)
@@ -35,6 +37,16 @@ def test_accuracies_are_counts(mode: str) -> None:
     sizes = {"a": 2, "b": 1, "c": 2}
     overall = sum(told[f"router/{name}/accuracy"] * size for name, size in sizes.items()) / 5
     assert told["router/accuracy"] == pytest.approx(overall)
+
+
+def test_a_confusion_counts_what_was_decided() -> None:
+    routes = Routes(["a", "b", "c"], "vote", voters=[2, 0])
+    routes.note(LABELS, LOGITS)
+    chosen = one_expert(LOGITS[[2, 0]], "vote").tolist()
+    counts = routes.confusion().counts
+    for label, expert in product(range(3), range(3)):
+        assert counts[label, expert] == list(zip(LABELS, chosen, strict=True)).count((label, expert))
+    assert routes.confusion().accuracy == pytest.approx(routes.metrics()["router/accuracy"])
 
 
 def test_losses_are_those_of_gold_answers_by_token() -> None:

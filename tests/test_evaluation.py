@@ -1,5 +1,6 @@
 """Scores are those of each text alone; free answers are the greedy ones."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import exp, inf
 
@@ -181,6 +182,16 @@ def test_all_metrics_are_told_and_the_first_one_selects() -> None:
     }  # fmt: skip
 
 
+def test_what_is_of_all_answers_together_is_told_beside_the_means() -> None:
+    def longest(said: Sequence[str], right: Sequence[Sequence[str]]) -> float:
+        return max(map(len, said)) / max(len(text) for of_one in right for text in of_one)
+
+    rows = [replace(prediction(name, 1.0, 1.0, 1), prediction="abc", also_right=["abcdef"]) for name in "aab"]
+    tasks = [replace(task(name), corpus_metrics={"longest": longest}) for name in "ab"]
+    assert list(summarise(rows[:2], tasks[:1]).items()) == [("accuracy", 1.0), ("longest", 0.5), ("loss", 1.0)]
+    assert summarise(rows, tasks)["longest"] == 0.5
+
+
 def test_perplexities_are_told_by_task_over_tasks_and_over_tokens() -> None:
     tasks = [Task(name, lambda row: examples(1)[0], {}, perplexity=True) for name in ("a", "b")]
     losses = [("a", 1, 1), ("a", 3, 3), ("b", 1, 4)]
@@ -188,7 +199,7 @@ def test_perplexities_are_told_by_task_over_tasks_and_over_tokens() -> None:
     assert summarise(rows[:2], tasks[:1]) == pytest.approx({"loss": 2.5, "perplexity": exp(2.5)})
     summary = summarise(rows, tasks)
     assert summary == pytest.approx({
-        "loss": 1.75, "perplexity": (exp(2.5) + exp(1)) / 2,
+        "loss": 1.75, "perplexity": (exp(2.5) + exp(1)) / 2, "perplexity_geometric": (exp(2.5) * exp(1)) ** 0.5,
         "loss_token_weighted": 14 / 8, "perplexity_token_weighted": exp(14 / 8),
         "a/loss": 2.5, "a/perplexity": exp(2.5), "b/loss": 1, "b/perplexity": exp(1),
     })  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from lorachains.loggers import CLASSES, finishing, wandb_logger
+from lorachains.mixture_figures import draw_blocks
 from tests.wandb_files import logged, records
 
 
@@ -85,6 +86,17 @@ def finished_run(folder: Path, answers: list[str]) -> Path:
     ]  # fmt: skip
     (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def test_pictures_of_a_runs_folder_are_logged(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    draw_blocks([0.5, 1.0], 1.0, tmp_path / "run" / "router_blocks.png")
+    logger = wandb_logger(str(tmp_path / "run"), "test", "sweep", [], log_predictions=False, log_adapter=False)
+    with finishing(logger, {"seed": 0}):
+        pass
+    [file] = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
+    assert any(name.startswith("pictures/router_blocks") for name, _ in logged(records(file)))
+    assert len(list(file.parent.glob("files/media/images/pictures/router_blocks*.png"))) == 1
 
 
 @pytest.mark.parametrize("asked", [True, False])

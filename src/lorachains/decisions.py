@@ -6,6 +6,8 @@ which can be taken out and used alone; "argmax", each block by its own router; "
 "soft", each block by a weighted sum of experts, of the best `top_k` or of all.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -40,20 +42,39 @@ def straight_through(logits: Float[Tensor, "*any experts"]) -> Float[Tensor, "*a
     return hard + soft - soft.detach()
 
 
-def one_expert(logits: Float[Tensor, "blocks texts experts"], mode: str) -> Int64[Tensor, " texts"]:
+def check_voters(voters: Sequence[int] | None, blocks: int) -> None:
+    """Raises a LorachainsError unless the voters are different blocks, one at least; `None` is all."""
+    if voters is None:
+        return
+    known = all(type(block) is int and 0 <= block < blocks for block in voters)
+    if not voters or not known or len(set(voters)) < len(voters):
+        raise LorachainsError(
+            f"method.voters is {list(voters)}: give numbers from 0 to {blocks - 1} (the blocks), each once, or null"
+        )
+
+
+def one_expert(
+    logits: Float[Tensor, "blocks texts experts"], mode: str, voters: Sequence[int] | None = None
+) -> Int64[Tensor, " texts"]:
     """The one expert of each text, by "vote", "first" or "last".
 
     Of experts with equally many votes that with the larger mean probability wins.
+
+    Args:
+        voters: the blocks that vote; all if `None`.
     """
     if mode == "first":
         return logits[0].argmax(-1)
     if mode == "last":
         return logits[-1].argmax(-1)
+    logits = logits if voters is None else logits[list(voters)]
     votes = torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0).sum(0)
     # A mean over blocks is at most 1: it decides between equals, and only between these.
     return (votes + logits.softmax(-1).mean(0) / 2).argmax(-1)
 
 
-def agreement(logits: Float[Tensor, "blocks texts experts"]) -> Float[Tensor, " texts"]:
-    """The share of blocks that are of the opinion of the vote."""
-    return (logits.argmax(-1) == one_expert(logits, "vote")).to(logits.dtype).mean(0)
+def agreement(
+    logits: Float[Tensor, "blocks texts experts"], voters: Sequence[int] | None = None
+) -> Float[Tensor, " texts"]:
+    """The share of all blocks that are of the opinion of the vote."""
+    return (logits.argmax(-1) == one_expert(logits, "vote", voters)).to(logits.dtype).mean(0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lorachains.data import EvalBatch
 from lorachains.decisions import agreement, one_expert
+from lorachains.selection.report import Confusion
 
 
 class Routes:
@@ -16,10 +17,11 @@ class Routes:
 
     Args:
         names: the domains.
+        mode, voters: how a text's expert is decided on, see `decisions`.
     """
 
-    def __init__(self, names: Sequence[str]):
-        self.names = names
+    def __init__(self, names: Sequence[str], mode: str = "vote", voters: Sequence[int] | None = None):
+        self.names, self.mode, self.voters = names, mode, voters
         self._labels: list[int] = []
         self._logits: list[Tensor] = []
 
@@ -28,7 +30,7 @@ class Routes:
         self._labels += labels
         self._logits.append(logits)
 
-    def metrics(self, mode: str) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """`router/…`: the share of texts whose expert is that of their domain, and of those for each domain.
 
         Also of each block by itself ("block/0" is the first), of the vote, and the blocks' `agreement` with it. Where
@@ -36,21 +38,29 @@ class Routes:
         """
         if not self._labels:
             return {}
-        logits = torch.cat([part.double().cpu() for part in self._logits], 1)
-        labels = torch.tensor(self._labels)
+        logits, labels = self._all(), torch.tensor(self._labels)
         by_block = (logits.argmax(-1) == labels).double()
-        voted = (one_expert(logits, "vote") == labels).double()
-        right = by_block.mean(0) if mode in ("argmax", "soft") else (one_expert(logits, mode) == labels).double()
+        right = by_block.mean(0) if self.mode in ("argmax", "soft") else (self._decided(logits) == labels).double()
         found = {
             "router/accuracy": right.mean(),
-            "router/voted": voted.mean(),
-            "router/agreement": agreement(logits).mean(),
+            "router/voted": (one_expert(logits, "vote", self.voters) == labels).double().mean(),
+            "router/agreement": agreement(logits, self.voters).mean(),
         }
         found |= {f"router/block/{i}": share for i, share in enumerate(by_block.mean(1))}
         for i, name in enumerate(self.names):
             if (mine := labels == i).any():
                 found[f"router/{name}/accuracy"] = right[mine].mean()
         return {key: float(value) for key, value in found.items()}
+
+    def confusion(self) -> Confusion:
+        """Which expert was decided on for texts of which domain; the vote's where blocks decide by themselves."""
+        return Confusion(self.names, self._labels, self._decided(self._all()).tolist())
+
+    def _all(self) -> Tensor:
+        return torch.cat([part.double().cpu() for part in self._logits], 1)
+
+    def _decided(self, logits: Tensor) -> Tensor:
+        return one_expert(logits, self.mode if self.mode in ("first", "last") else "vote", self.voters)
 
 
 class DomainLosses:

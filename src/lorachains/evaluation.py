@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -30,6 +30,7 @@ class Prediction:
         tokens: how many tokens the gold answer has.
         candidates: each candidate's mean log-likelihood a token (whole, where the task compares those), in nats; empty
             for a free answer.
+        also_right: what is accepted beside `answer`.
     """
 
     task: str
@@ -41,6 +42,7 @@ class Prediction:
     loss: float
     tokens: int
     candidates: list[float]
+    also_right: list[str] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         """For `predictions.jsonl`."""
@@ -105,26 +107,28 @@ def generate(
 
 
 def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[str, float]:
-    """The means of the task's metrics, the first one first, and the mean loss of an answer token in nats.
+    """The means of the task's metrics, the first one first, and the mean loss of an answer token in nats; in between,
+    what is of all answers together.
 
     With several tasks also each task's own as `<task>/<metric>`, and the overall ones are the means over tasks: of the
     metrics that all of them have, or, where they differ in their first, of those, by the name "score"; of none where
     some tasks have none.
 
-    Where the tasks ask for it, each one's perplexity, the exponential of its loss, is there too, and their mean over
-    tasks (the exponential of the mean loss is their geometric mean); `…_token_weighted` counts all tokens alike.
+    Where the tasks ask for it, each one's perplexity, the exponential of its loss, is there too, and of several tasks
+    their mean, their geometric mean (`…_geometric`), and with all tokens counting alike (`…_token_weighted`).
     """
     parts: dict[str, dict[str, float]] = {}
     for task in tasks:
         if mine := [p for p in predictions if p.task == task.name]:
             answer_tokens = sum(p.tokens for p in mine)
             loss = sum(p.loss * p.tokens for p in mine) / answer_tokens
-            parts[task.name] = {name: fmean(p.scores[name] for p in mine) for name in task.metrics} | {"loss": loss}
+            parts[task.name] = _graded(mine, task) | {"loss": loss}
             if task.perplexity:
                 parts[task.name]["perplexity"] = _exp(loss)
     if len({task.metric for task in tasks}) == 1:
-        shared = [name for name in tasks[0].metrics if all(name in task.metrics for task in tasks)]
-        overall = {name: fmean(part[name] for part in parts.values()) for name in shared}
+        graded = list(parts.values())
+        shared = [name for name in graded[0] if name not in LIKELIHOODS and all(name in part for part in graded)]
+        overall = {name: fmean(part[name] for part in graded) for name in shared}
     elif all(task.metric for task in tasks):
         overall = {"score": fmean(score_of(part) for part in parts.values())}
     else:  # an accuracy and a loss have no mean
@@ -132,13 +136,15 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[
     overall["loss"] = fmean(part["loss"] for part in parts.values())
     if all("perplexity" in part for part in parts.values()):
         overall["perplexity"] = fmean(part["perplexity"] for part in parts.values())
-        overall |= _token_weighted(predictions) if len(tasks) > 1 else {}
+        if len(tasks) > 1:
+            overall["perplexity_geometric"] = _exp(overall["loss"])
+            overall |= _token_weighted(predictions)
     if len(tasks) == 1:
         return overall
     return overall | {f"{name}/{key}": value for name, part in parts.items() for key, value in part.items()}
 
 
-LIKELIHOODS = ("loss", "perplexity", "loss_token_weighted", "perplexity_token_weighted")
+LIKELIHOODS = ("loss", "perplexity", "perplexity_geometric", "loss_token_weighted", "perplexity_token_weighted")
 """What `summarise` tells beside metrics."""
 
 
@@ -146,6 +152,14 @@ def score_of(summary: dict[str, float]) -> float:
     """The one number of a `summarise` of which more is better: its first metric over all tasks, else minus the loss."""
     key, value = next(iter(summary.items()))
     return -summary["loss"] if key in LIKELIHOODS else value
+
+
+def _graded(mine: Sequence[Prediction], task: Task) -> dict[str, float]:
+    """The task's metrics over its predictions."""
+    means = {name: fmean(p.scores[name] for p in mine) for name in task.metrics}
+    said = [p.prediction or "" for p in mine]
+    right = [[p.answer, *p.also_right] for p in mine]
+    return means | {name: metric(said, right) for name, metric in task.corpus_metrics.items()}
 
 
 def _token_weighted(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -165,6 +179,7 @@ def _prediction(row: Encoded, task: Task, text: str | None, scores: list[float],
         scores={} if text is None else {name: metric(text, example) for name, metric in task.metrics.items()},
         loss=loss, tokens=len(row.choices[example.gold].answer),
         candidates=scores if example.candidates else [],
+        also_right=[text for text in example.references if text != example.answer],
     )  # fmt: skip
 
 

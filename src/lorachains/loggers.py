@@ -31,7 +31,8 @@ class WandbRunLogger(WandbLogger):
         self._folder, self._predictions, self._adapter = RunFolder(Path(save_dir)), log_predictions, log_adapter
 
     def log_results(self) -> None:
-        """Takes over what is asked for and is there."""
+        """Takes over the pictures, and what else is asked for and is there."""
+        self._log_pictures()
         if self._predictions and self._folder.predictions.is_file():
             self._log_predictions()
         adapters = self._folder.adapters if self._folder.adapters.is_dir() else self._folder.adapter
@@ -41,6 +42,12 @@ class WandbRunLogger(WandbLogger):
             artifact = wandb.Artifact(f"adapter-{self.experiment.id}", type="model")
             artifact.add_dir(str(adapters))
             self.experiment.log_artifact(artifact)
+
+    def _log_pictures(self) -> None:
+        import wandb
+
+        if pictures := {f"pictures/{path.stem}": wandb.Image(str(path)) for path in self._folder.pictures}:
+            self.experiment.log(pictures)
 
     def _log_predictions(self) -> None:
         import wandb

@@ -18,7 +18,7 @@ from torch import Tensor
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.blocks import Blocks
 from lorachains.chain import Chain
-from lorachains.decisions import check_decision, one_expert, soft_weights, straight_through
+from lorachains.decisions import check_decision, check_voters, one_expert, soft_weights, straight_through
 from lorachains.generation import Generator
 from lorachains.packing import hard_route, packs
 from lorachains.routers import Prompts, Routers, padded_prompts, stream_prompts
@@ -37,17 +37,21 @@ class Mixture:
         pool: what routers read, see `routers`.
         mode, top_k: how a text's experts follow from the routers' logits, see `decisions`.
         shared: whether a block's attention and feed-forward network share a router, see `blocks`.
+        voters: the blocks whose routers vote; all if `None`.
 
     Raises:
-        LorachainsError: an unknown mode or pool, or a bank outside of the decoder blocks.
+        LorachainsError: an unknown mode or pool, a voter that there isn't, or a bank outside of the decoder blocks.
     """
 
     def __init__(
-        self, chain: Chain, pool: str = "mean_rms", mode: str = "vote", top_k: int | None = None, shared: bool = True
+        self, chain: Chain, pool: str = "mean_rms", mode: str = "vote", top_k: int | None = None, shared: bool = True,
+        voters: Sequence[int] | None = None,
     ):  # fmt: skip
         check_decision(mode, top_k, chain.experts)
         self.chain, self.model, self.mode, self.top_k, self.shared = chain, chain.model, mode, top_k, shared
         self.blocks = Blocks(chain.model, chain.banks, shared)
+        check_voters(voters, len(self.blocks))
+        self.voters = None if voters is None else list(voters)
         dtype = next(iter(chain.banks.values())).lora_A.dtype
         hidden = chain.model.config.get_text_config().hidden_size
         self.routers = Routers(chain.experts, len(self.blocks), hidden, pool, dtype).to(chain.device)
@@ -126,7 +130,7 @@ class Mixture:
 
     def experts(self, logits: Float[Tensor, "blocks texts experts"]) -> Int64[Tensor, " texts"]:
         """Each text's one expert; the vote's where blocks decide by themselves."""
-        return one_expert(logits, self.mode if self.one_each else "vote")
+        return one_expert(logits, self.mode if self.one_each else "vote", self.voters)
 
     @contextmanager
     def decided(self, logits: Float[Tensor, "blocks texts experts"], batch: TokenBatch | None = None) -> Iterator[None]:

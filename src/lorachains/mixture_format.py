@@ -34,7 +34,7 @@ class About:
     Attributes:
         names: the experts', one a domain.
         base, base_fingerprint: the model under them.
-        pool, decision, top_k, shared: see `Mixture`.
+        pool, decision, top_k, shared, voters: see `Mixture`.
     """
 
     names: list[str]
@@ -44,6 +44,7 @@ class About:
     decision: str
     top_k: int | None = None
     shared: bool = True
+    voters: list[int] | None = None
 
 
 def save_routers(folder: Path, about: About, weight: Float[Tensor, "blocks experts hidden"]) -> None:
@@ -89,8 +90,9 @@ def attach_mixture(base: LanguageModel, folder: Path, decision: str | None = Non
     about, weight = read_routers(folder)
     check_base(folder / about.names[0], base.name, fingerprint(base.model))
     mixture = Mixture(
-        chain_of(base, folder, about.names), about.pool, decision or about.decision, about.top_k, about.shared
-    )
+        chain_of(base, folder, about.names), about.pool, decision or about.decision, about.top_k, about.shared,
+        about.voters,
+    )  # fmt: skip
     if weight.shape != mixture.routers.weight.shape:
         raise LorachainsError(
             f"{folder / ROUTER} has the shape {tuple(weight.shape)}, the model needs "

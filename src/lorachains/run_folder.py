@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def pictures(self) -> list[Path]:
+        """As `heat_map.png`; those that there are."""
+        return sorted(self.path.glob("*.png"))
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 
@@ -101,7 +106,7 @@ class RunFolder:
                 "(hydra.sweep.dir in a multirun)"
             )
         if overwrite and not resume:
-            for old in (self.metrics, self.predictions, self.knots, self.config, self.code):
+            for old in (self.metrics, self.predictions, self.knots, self.config, self.code, *self.pictures):
                 old.unlink(missing_ok=True)
             for old in (self.adapter, self.adapters, self.last, self.model, self.checkpoint.parent, self.path / "csv"):
                 shutil.rmtree(old, ignore_errors=True)

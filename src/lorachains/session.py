@@ -11,6 +11,7 @@ from lorachains.callbacks.checkpoint import LastCheckpoint
 from lorachains.callbacks.flops import FlopsCount
 from lorachains.callbacks.progress import Progress, Throughput
 from lorachains.data import RunsDataModule
+from lorachains.data.statistics import told, token_counts
 from lorachains.evaluation import summarise
 from lorachains.memory import peak_memory
 from lorachains.methods import Method
@@ -82,6 +83,7 @@ class Session:
                 f"test_last/{k}": v for k, v in last[run].items()
             }
             metrics |= self._save(run, folder) | self._costs(run) | figures | dict(self.method.base.facts)
+            metrics |= told(token_counts(self.data.runs[run]))
             self.loggers[run].log_metrics(metrics, step=self.trainer.global_step)
             if writes():
                 folder.write_metrics(metrics)

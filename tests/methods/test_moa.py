@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from hydra.errors import InstantiationException
@@ -40,7 +41,7 @@ def batch_of(method: Lora) -> TokenBatch:
 def mixing(*overrides: str, **kwargs: Any) -> Moa:
     """In stage 2, with random experts and routers."""
     method = moa(*overrides, **kwargs)
-    method.mixing = True
+    method.continuing = True
     randomise(method.chain)
     rows = method.routers.rows
     rows.data = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows.dtype)
@@ -86,6 +87,25 @@ def test_eta_scales_the_routers_term_and_leaves_the_other() -> None:
     torch.testing.assert_close(routers2, 2 * routers)
     assert torch.equal(two["lm"], one["lm"])
     assert (links2 - links).abs().max() > 0, "the cross-entropy reaches the experts of the block below"
+
+
+class Etas(L.Callback):
+    """Takes down the weight by which each optimizer step was made."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, Moa)
+        self.seen.append(float(pl_module._eta))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_eta_falls_over_stage_2_if_it_is_to(schedule: str) -> None:
+    etas = Etas()
+    method = moa("method.eta=2", "method.stage1_epochs=1", f"method.eta_schedule={schedule}")
+    fit(method, "trainer.max_epochs=2", callbacks=[etas], **DATA)
+    assert etas.seen[7:] == pytest.approx([2 * (1 - step / 7 if schedule == "linear" else 1) for step in range(7)])
 
 
 @pytest.mark.parametrize("route", ["straight_through", "soft"])
@@ -167,7 +187,7 @@ def test_what_a_run_tells(finished: Path) -> None:
     metrics = RunFolder(finished).read_metrics()
     assert 0 <= metrics["test/router/voted"] <= 1
     heat = json.loads((finished / "heat_map.json").read_text())
-    for picture in ("heat_map.png", "router_blocks.png"):
+    for picture in ("heat_map.png", "router_blocks.png", "confusion.png"):
         assert (finished / picture).stat().st_size > 1000
     for name in TASKS:
         own = torch.tensor(heat[name][name], dtype=torch.float64).exp()
@@ -179,6 +199,14 @@ def test_what_a_run_tells(finished: Path) -> None:
     product = each[0] * each[1] * each[2]
     assert metrics["test/oracle/perplexity_geometric"] == pytest.approx(product ** (1 / 3))
     assert load_file(finished / "adapters" / "router.safetensors")["weight"].shape == (2, 3, 32)
+
+
+def test_blocks_that_do_not_vote(tmp_path: Path) -> None:
+    method = run(tmp_path, "method=moa", NAMES, "method.voters=[1]", "trainer.max_epochs=2", data=DATA)
+    metrics = RunFolder(tmp_path).read_metrics()
+    assert metrics["test/router/accuracy"] == metrics["test/router/block/1"]
+    assert json.loads((tmp_path / "adapters" / "mixture.json").read_text())["voters"] == [1]
+    assert isinstance(method, Moa)
 
 
 def test_the_best_epoch_keeps_routers_and_experts_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +269,8 @@ def test_experts_of_a_finished_run_are_taken_over(finished: Path, tmp_path: Path
     ("overrides", "says"),
     [
         (["method.eta=-1"], "method.eta is -1"),
+        (["method.eta_schedule=cosine"], "method.eta_schedule is 'cosine'"),
+        (["method.voters=[2]"], r"method.voters is \[2\]: give numbers from 0 to 1"),
         (["method.route=hard"], "method.route is 'hard'"),
         (["method.router_lr=0"], "method.router_lr is 0"),
         (["method.decision=best"], "method.decision is 'best'"),

@@ -27,10 +27,8 @@ SWEEP = """
 paper: cola
 title: of nothing
 minutes: {smoke: 1}
-select: {over: [optim.lr]}
-baseline: {method: lora}
-x: null
-metric: null
+select: {over: [optim.lr], by: metric}
+against: {COLA: LoRA}
 model: [model=tiny]
 data: [data.task=syllogism, data.train_size=8, data.val_size=2, data.test_size=2, data.batch_size=4]
 each: ["seed=0,1", trainer.max_epochs=2]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import cycle, islice, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,16 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from lorachains.config import conf_dir
 from lorachains.errors import LorachainsError
 from lorachains.reproduce import sweeps
-from lorachains.reproduce.sweeps import Overrides, Part, Sweep, expanded, load, read
+from lorachains.reproduce.sweeps import Job, Overrides, Part, Sweep, expanded, load, read
 
 SWEEPS = [(name, size) for name in sweeps.names() for size in sweeps.SIZES]
 MOA_TABLE = """
 paper: moa
 title: in-domain test sets
 minutes: {smoke: 1}
-select: {over: []}
-baseline: {method: lora}
-x: null
+select: {over: [], by: loss}
 metric: test/{row}/perplexity
 model: [model=tiny]
 data: []
@@ -47,13 +46,13 @@ def cells(sweep: Sweep) -> list[tuple[Part, Part]]:
 
 def compose_all(sweep: Sweep, places: Iterable[tuple[Part, Part]], composed: dict[Overrides, DictConfig]) -> None:
     """A job of each place."""
-    for job in {sweep.jobs(row, column)[0] for row, column in places} - composed.keys():
+    for job in {sweep.jobs(row, column)[0].overrides for row, column in places} - composed.keys():
         composed[job] = compose("train", overrides=list(job))
         instantiate(composed[job].method, _partial_=True)  # checks the adapter, the knots and the optimizer
 
 
-def settings(job: Overrides) -> frozenset[str]:
-    return frozenset(job)
+def settings(job: Job) -> tuple[frozenset[str], frozenset[tuple[str, Overrides]]]:
+    return frozenset(job.overrides), frozenset(job.start.items())
 
 
 @pytest.mark.parametrize(("name", "size"), SWEEPS)
@@ -74,23 +73,25 @@ def test_all_cells_compose(name: str, size: str, composed: dict[Overrides, DictC
 def test_each_cell_has_runs_of_its_own(name: str, size: str) -> None:
     """As many as seeds and what validation chooses from; columns that differ in their metric share them."""
     sweep = load(name, size)
-    seen: dict[tuple[frozenset[str], str | None], tuple[str, str]] = {}
+    seen: dict[Any, tuple[str, str]] = {}
     for row, column in cells(sweep):
         jobs = sweep.jobs(row, column)
-        chosen = {tuple(o for o in job if o.partition("=")[0] in sweep.over) for job in jobs}
-        seeds = {override for job in jobs for override in job if override.startswith("seed=")}
-        assert len(jobs) == len(set(jobs)) == len(chosen) * len(seeds)
+        chosen = {tuple(o for o in job.overrides if o.partition("=")[0] in sweep.over) for job in jobs}
+        seeds = {override for job in jobs for override in job.overrides if override.startswith("seed=")}
+        assert len(jobs) == len(set(map(settings, jobs))) == len(chosen) * max(1, len(seeds))
         for job in jobs:
             place = settings(job), sweep.shown(row, column)
             assert seen.setdefault(place, (row.label, column.label)) == (row.label, column.label)
-    assert sweep.published.is_file()
+    assert sweep.published is None or sweep.published.is_file()
 
 
 @pytest.mark.parametrize("name", sweeps.names())
 def test_the_products_are_the_same_jobs(name: str) -> None:
     sweep = load(name, "small")
-    jobs = {settings(job) for row, column in cells(sweep) for job in sweep.jobs(row, column)}
-    products = [settings(job) for grid in sweep.grids() for job in expanded(grid)]
+    jobs = {
+        frozenset(job.overrides) for row, column in cells(sweep) for job in sweep.jobs(row, column) if not job.start
+    }
+    products = [frozenset(job) for grid in sweep.grids() for job in expanded(grid)]
     assert len(products) == len(set(products))
     assert set(products) == jobs
 
@@ -99,7 +100,7 @@ def test_figures_show_the_runs_of_tables() -> None:
     """So they cost nothing more."""
     for figure, table in (("cola-figure2", "cola-table3"), ("cola-figure3", "cola-table4")):
         drawn, printed = (
-            {job for row, column in cells(sweep) for job in sweep.jobs(row, column)}
+            {job.overrides for row, column in cells(sweep) for job in sweep.jobs(row, column)}
             for sweep in (load(figure, "paper"), load(table, "paper"))
         )
         assert drawn == printed
@@ -108,7 +109,7 @@ def test_figures_show_the_runs_of_tables() -> None:
 def test_a_row_replaces_what_all_have() -> None:
     sweep = load("cola-table1", "paper")
     finetune = next(row for row in sweep.rows if row.label == "Finetune")
-    rates = {o for job in sweep.jobs(finetune, sweep.columns[0]) for o in job if o.startswith("optim.lr=")}
+    rates = {o for job in sweep.jobs(finetune, sweep.columns[0]) for o in job.overrides if o.startswith("optim.lr=")}
     assert rates == {f"optim.lr={rate}" for rate in ("1e-06", "5e-06", "8e-06", "1e-05", "5e-05", "8e-05")}
 
 
@@ -131,6 +132,7 @@ def test_a_label_may_name_what_a_run_has_measured(tmp_path: Path) -> None:
         ({"columns": {"LoRA": "${nowhere}"}}, "nowhere"),
         ({"minutes": {"small": 1}}, "has no 'smoke' for size=smoke"),
         ({"base": "nothing"}, "nothing.yaml"),
+        ({"against": {"LoRA, PPL": "nobody"}}, "against names 'nobody', which is no row or column"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told(change: dict[str, object], says: str, tmp_path: Path) -> None:

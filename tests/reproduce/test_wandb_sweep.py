@@ -15,7 +15,9 @@ from lorachains.reproduce.wandb_sweep import write
 @pytest.mark.parametrize("name", ["cola-table1", "cola-table4", "cola-table6"])
 def test_the_same_jobs(name: str, tmp_path: Path) -> None:
     sweep = load(name, "small")
-    ours = {frozenset(job) for row in sweep.rows for column in sweep.columns for job in sweep.jobs(row, column)}
+    ours = {
+        frozenset(job.overrides) for row in sweep.rows for column in sweep.columns for job in sweep.jobs(row, column)
+    }
     theirs: list[frozenset[str]] = []
     for file in write(sweep, tmp_path):
         config: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)

@@ -13,13 +13,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lorachains.data import templates
+from lorachains.data.exams import exam_metrics
 from lorachains.data.files import files_in, read_rows
 from lorachains.data.hub import HubSet
 from lorachains.data.instructions import Columns, Record, records, superni_rows
 from lorachains.data.module import TaskDataModule
+from lorachains.data.overlap import bleu, rouge_l
 from lorachains.data.partition import Parts, partition
 from lorachains.data.protocol import Sizes, Splits
-from lorachains.data.rouge import rouge_l
 from lorachains.data.rows import Row
 from lorachains.data.tasks import Example, Metric, Task, matches
 from lorachains.errors import LorachainsError, check_switch
@@ -46,7 +47,7 @@ class Instructions:
     ) -> None:
         self.records, self.prompt, self.shares = list(found), prompt, shares
         self.template = prompt("{instruction}")
-        self.metrics: dict[str, Metric] = {"rougeL": rouge_l, "exact_match": matches} if generate else {}
+        self.generate = generate
         self.names = sorted({record.task for record in self.records})
         self._parts: dict[int, dict[str, Parts]] = {}
 
@@ -71,13 +72,21 @@ class Instructions:
             [self.example(record) for record in part[:cap]]
             for part, cap in zip(self._parts[seed][name], caps, strict=True)
         ]
-        read = Columns().record
-        return Task(name, lambda row: self.example(read(row)), self.metrics, perplexity=True), Splits(*parts)
+        return self._task(name), Splits(*parts)
+
+    def _task(self, name: str) -> Task:
+        """With its metrics, if answers are generated."""
+        read, metrics = Columns().record, dict[str, Metric]()
+        if self.generate:
+            letters = [record.letters for record in self.records if record.task == name]
+            metrics = {"rougeL": rouge_l, "exact_match": matches, **exam_metrics(name, letters)}
+        of_all = {"bleu": bleu} if self.generate else {}
+        return Task(name, lambda row: self.example(read(row)), metrics, of_all, perplexity=True)
 
     def example(self, record: Record) -> Example:
         """The record's prompt and answers."""
         prompt, answers = self.prompt(record.request), record.answers
-        return Example(record.task, prompt, answers[0], record.source, references=answers)
+        return Example(record.task, prompt, answers[0], record.source, references=answers, letters=record.letters)
 
 
 def instructions(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from lorachains.data.exams import right_letters
 from lorachains.data.rows import Row, read_document
 from lorachains.errors import LorachainsError
 
@@ -21,6 +22,7 @@ NAMES = {
     "input": ("input", "context"),
     "output": ("output", "target", "response", "completion", "answer"),
     "conversations": ("conversations",),
+    "letters": ("answer",),
 }
 """Each column's usual names: Alpaca's, Firefly's, MoA's, Dolly's, ShareGPT's. The first that is there is taken."""
 
@@ -35,6 +37,7 @@ class Record:
         input: what it is to be done with, "" where the instruction says all.
         answers: those accepted, at least one; the first is trained on.
         source: see `Row`.
+        letters: of the right options of an exam question; "" for anything else.
     """
 
     task: str
@@ -42,6 +45,7 @@ class Record:
     input: str
     answers: tuple[str, ...]
     source: str
+    letters: str = ""
 
     @property
     def request(self) -> str:
@@ -56,6 +60,7 @@ class Columns:
     Args:
         task: the label's column; None where all rows have the one in `label`.
         conversations: ShareGPT's turns, in place of the instruction, input and output: the first question and answer.
+        letters: those of the right options, beside an output that says more.
     """
 
     task: str | None = "task"
@@ -63,6 +68,7 @@ class Columns:
     input: str | None = "input"
     output: str | None = "output"
     conversations: str | None = None
+    letters: str | None = "answer"
     label: str = ""
 
     def record(self, row: Row) -> Record:
@@ -78,7 +84,9 @@ class Columns:
         if not all(answers):
             raise LorachainsError(f"{row.source}: an answer is empty: give one or delete the row")
         task = row.text(self.task).strip() if self.task else self.label
-        return Record(_checked(task, row.source), instruction, input, tuple(dict.fromkeys(answers)), row.source)
+        letters = right_letters(row.values.get(self.letters)) if self.letters else ""
+        accepted = tuple(dict.fromkeys(answers))
+        return Record(_checked(task, row.source), instruction, input, accepted, row.source, letters)
 
 
 def find_columns(names: Iterable[str], given: Mapping[str, str | None], label: str, source: str) -> Columns:
@@ -104,6 +112,8 @@ def find_columns(names: Iterable[str], given: Mapping[str, str | None], label: s
     found = {
         what: given.get(what) or next((name for name in usual if name in there), None) for what, usual in NAMES.items()
     }
+    if found["letters"] == found["output"]:
+        found["letters"] = None
     if not found["conversations"] and not (found["output"] and (found["instruction"] or found["input"])):
         raise LorachainsError(
             f"{shown}, and none is known as a request or as an answer: "

@@ -34,6 +34,19 @@ def token_counts(data: TaskDataModule) -> list[TokenCounts]:
     ]
 
 
+def told(counts: Sequence[TokenCounts]) -> dict[str, float]:
+    """`data/<task>/…` of each task, and `data/…`, the means over tasks; evaluation is validation and test."""
+    found: dict[str, float] = {}
+    for of in counts:
+        numbers = {
+            "train_rows": of.rows[0], "test_rows": of.rows[2], "train_tokens": of.tokens[0],
+            "eval_tokens": sum(of.tokens[1:]),
+        }  # fmt: skip
+        found |= {f"data/{of.task}/{key}": number for key, number in numbers.items()}
+    means = {key: fmean(found[f"data/{of.task}/{key}"] for of in counts) for key in numbers}
+    return found | {f"data/{key}": mean for key, mean in means.items()}
+
+
 def _counts(name: str, splits: Sequence[Sequence[Encoded]]) -> TokenCounts:
     texts = [[row.choices[row.example.gold if len(row.choices) > 1 else 0] for row in split] for split in splits]
     answers = [len(text.answer) for split in texts for text in split]

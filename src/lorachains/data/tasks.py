@@ -1,6 +1,6 @@
 """A task apart from its rows: how a row becomes a prompt with its answers, and how a prediction is graded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lorachains.data.rows import Row
@@ -17,6 +17,7 @@ class Example:
         candidates: all answers to choose from, `answer` among them, in the template's order; () for a free answer.
         references: the accepted answers; only `answer` where none are given.
         passage: what it asks about; examples that share one are in one split. "" for nothing but the prompt.
+        letters: of the right options, where it is an exam question, whose answer is more than these; else "".
     """
 
     task: str
@@ -26,6 +27,7 @@ class Example:
     candidates: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     passage: str = ""
+    letters: str = ""
 
     def __post_init__(self) -> None:
         if not self.references:
@@ -45,6 +47,9 @@ def matches(prediction: str, example: Example) -> float:
 Metric = Callable[[str, Example], float]
 """A predicted answer and its example to a score in [0, 1]."""
 
+CorpusMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
+"""All predicted answers and what is accepted for each to a score in [0, 1]."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -54,6 +59,7 @@ class Task:
         read: a row to an example; raises `LorachainsError` with the row's source where a field is missing or wrong.
         metrics: by their names in `metrics.json`, each the mean over examples. The first one selects the best epoch.
             Where there is none, no free answer is generated, and the loss selects.
+        corpus_metrics: as `metrics`, of all examples' answers together, where that isn't the mean over them.
         stop: what ends a free answer, beside the end-of-sequence token; `None` for nothing.
         perplexity: whether its answers' perplexity is a result beside their loss.
         total: whether candidates are compared by their whole log-likelihoods, rather than by the mean of a token.
@@ -62,6 +68,7 @@ class Task:
     name: str
     read: Callable[[Row], Example]
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": matches})
+    corpus_metrics: Mapping[str, CorpusMetric] = field(default_factory=dict)
     stop: str | None = None
     perplexity: bool = False
     total: bool = False

@@ -2,6 +2,7 @@
 
 from lorachains.methods.chain_of_lora import ChainOfLora
 from lorachains.methods.cola import Cola
+from lorachains.methods.continued import LoraContinued
 from lorachains.methods.full import Full
 from lorachains.methods.lora import Lora
 from lorachains.methods.method import Method
@@ -9,4 +10,4 @@ from lorachains.methods.moa import Moa
 from lorachains.methods.moe_lora import MoeLora
 from lorachains.methods.zero_shot import Icl, ZeroShot
 
-__all__ = ["ChainOfLora", "Cola", "Full", "Icl", "Lora", "Method", "Moa", "MoeLora", "ZeroShot"]
+__all__ = ["ChainOfLora", "Cola", "Full", "Icl", "Lora", "LoraContinued", "Method", "Moa", "MoeLora", "ZeroShot"]

@@ -127,10 +127,11 @@ class Lora(Trained):
         restore(self.chain, [LiveLink(**snapshot) for snapshot in snapshots])
 
     def figures(self) -> dict[str, float]:
-        """The chain's links, and the trainable parameters of a run."""
+        """The chain's links, and the trainable parameters of one adapter and of a run's."""
         each = sum(parameter[0].numel() for parameter in self.chain.parameters())
         of_run = each * (self.chain.experts // len(self.seeds))
-        return {"train/links": len(self.chain.ranks) + 1, "adapter/trainable_parameters": of_run}
+        links = len(self.chain.ranks) + 1
+        return {"train/links": links, "adapter/parameters": each, "adapter/trainable_parameters": of_run}
 
     def save_last(self, run: int, folder: RunFolder) -> None:
         """Writes the adapters of a chain with knots, of which an earlier best epoch may not have all."""

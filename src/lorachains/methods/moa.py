@@ -17,13 +17,11 @@ alone.
 """
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,44 +32,46 @@ from lorachains.data.tokens import collate_eval, padding_token, prompt_of
 from lorachains.domains import DomainLosses, Routes, perplexities
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import score_of
+from lorachains.methods.continued import LoraContinued
 from lorachains.methods.routed import Routed, check_not_recomputed
 from lorachains.mixture import Training
 from lorachains.mixture_figures import draw_blocks, draw_heat_map
 from lorachains.mixture_format import About, save_routers, write_card
-from lorachains.optim import forget
 from lorachains.packing import packs
 from lorachains.routers import router_losses
 from lorachains.run_folder import RunFolder, write_whole
 
-log = logging.getLogger(__name__)
 
-
-class Moa(Routed):
+class Moa(LoraContinued, Routed):
     """Trains domain experts, then experts and routers.
 
     Args:
         names: the domains, in the order of the data's tasks.
-        stage1_epochs: so many of the first epochs are stage 1; `None` for half of all, or none where experts are given.
+        stage1_epochs: see `LoraContinued`; `None` for none where experts are given.
         eta: the weight η of the routers' cross-entropy, 0 or more.
+        eta_schedule: "constant", or "linear" for a weight that falls to 0 over stage 2.
         route: how texts are routed in stage 2: "label", "straight_through" or "soft".
         heat_map: whether each domain's test loss is taken with each expert.
-        others: see `Routed`.
+        others: see `LoraContinued` and `Routed`.
 
     Raises:
         LorachainsError: a setting that makes no sense.
     """
 
+    _eta: Tensor
+
     def __init__(
         self, *, experts: str | Mapping[str, str] | None = None, stage1_epochs: int | None = None,
-        eta: float = 1.0, route: Training = "label", heat_map: bool = True, **kwargs: Any,
+        eta: float = 1.0, eta_schedule: str = "constant", route: Training = "label", heat_map: bool = True,
+        **kwargs: Any,
     ):  # fmt: skip
-        super().__init__(experts=experts, **kwargs)
-        self.stage1_epochs = 0 if stage1_epochs is None and experts is not None else stage1_epochs
-        self.eta, self.way, self.heat_map = eta, route, heat_map
-        self.mixing = False
-        self._routes, self._losses = Routes(self.names), DomainLosses(self.names)
+        given = stage1_epochs is None and experts is not None
+        super().__init__(experts=experts, stage1_epochs=0 if given else stage1_epochs, **kwargs)
+        self.eta, self.eta_schedule, self.way, self.heat_map = eta, eta_schedule, route, heat_map
+        self.register_buffer("_eta", torch.tensor(float(eta)), persistent=False)  # read by a pass that is replayed
+        self._begin_to_tell()
         self._told: dict[str, float] = {}
-        _check(stage1_epochs, eta, route)
+        _check(eta, eta_schedule, route)
         if route != "label":
             check_not_recomputed(self.model, f"method.route={route}")
 
@@ -80,9 +80,6 @@ class Moa(Routed):
         [run] = self.data.runs
         if (tasks := [task.name for task in run.tasks]) != self.names:
             raise LorachainsError(f"the experts are {self.names}, but the data's tasks {tasks}: there is one for each")
-
-    def configure_callbacks(self) -> list[L.Callback]:
-        return [*super().configure_callbacks(), BeginMixing()]
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -94,49 +91,29 @@ class Moa(Routed):
             terms = super().losses(batch)
         if self.eta == 0:
             return terms
-        return terms | {"router": self.eta * router_losses(torch.stack(logits), prompts, len(self.names))}
+        return terms | {"router": self._eta * router_losses(torch.stack(logits), prompts, len(self.names))}
 
     @property
     def routing_learned(self) -> bool:
         """Whether routers learn: not in stage 1, and not in its continuation, with η = 0 and routes by label."""
-        return self.mixing and (self.eta > 0 or self.way != "label")
+        return self.continuing and (self.eta > 0 or self.way != "label")
 
     @property
     def layout(self) -> int:
-        return super().layout + self.mixing
-
-    @property
-    def boundary(self) -> int:
-        """The optimizer steps of stage 1.
-
-        Raises:
-            LorachainsError: none is left for stage 2.
-        """
-        each, total = self.steps_per_epoch, self.total_steps
-        steps = (total // each // 2 if self.stage1_epochs is None else self.stage1_epochs) * each
-        if steps >= total:
-            raise LorachainsError(
-                f"method.stage1_epochs={self.stage1_epochs} leaves none of {total} optimizer steps for stage 2: "
-                "raise trainer.max_epochs, which counts the epochs of both"
-            )
-        return steps
+        return super().layout + self.continuing
 
     def on_train_start(self) -> None:
         super().on_train_start()
         if self.way != "label":  # each text is served by all experts then
             self.presence[self.boundary :] = True
+        span = self.total_steps - self.boundary
+        left = [max(0.0, 1 - max(0, step - self.boundary) / span) for step in range(self.total_steps)]
+        self._etas = self.eta * (torch.tensor(left) if self.eta_schedule == "linear" else torch.ones(len(left)))
+        self._etas = self._etas.to(self.device)
 
-    def stages(self) -> list[int]:
-        return [self.boundary]
-
-    def begin_mixing(self) -> None:
-        """Stage 2 begins: with each expert's best epoch of stage 1, and an optimizer that has made no step."""
-        self.mixing = True
-        if self.best.best:
-            self.best.restore(self)
-            self.best.best = []
-        forget(self.trainer.optimizers[0], self.fresh_optimizer())
-        log.info("stage 2 of MoA begins after optimizer step %d of %d", self.trainer.global_step, self.total_steps)
+    def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._eta.copy_(self._etas[self.trainer.global_step])
 
     # -- evaluation: routed, and by label beside it --------------------------------------------------------------------
 
@@ -175,12 +152,16 @@ class Moa(Routed):
         placed: EvalBatch = self.passes.place(found, self.device)
         return placed
 
+    def _begin_to_tell(self) -> None:
+        self._routes = Routes(self.names, self.mixture.mode, self.mixture.voters)
+        self._losses = DomainLosses(self.names)
+
     def _tell(self, split: str) -> None:
         """Logs what routers found and, as far as experts alone were asked, what was lost."""
         if self.routing_learned:
             summaries = self.adapter_summaries(split)
             routed = {name: summary["loss"] for name, summary in zip(self.names, summaries, strict=True)}
-            found = self._routes.metrics(self.mixture.mode) | self._losses.metrics("oracle")
+            found = self._routes.metrics() | self._losses.metrics("oracle")
             found |= perplexities("routed", routed)
             self._told = {f"{split}/{key}": value for key, value in found.items()}
             if split != "test" or 0 not in self.settled:
@@ -188,11 +169,11 @@ class Moa(Routed):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self._routes, self._losses = Routes(self.names), DomainLosses(self.names)
+        self._begin_to_tell()
 
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()
-        self._routes, self._losses = Routes(self.names), DomainLosses(self.names)
+        self._begin_to_tell()
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
@@ -211,7 +192,7 @@ class Moa(Routed):
             return metrics
         about = About(
             self.names, self.base.name, self._fingerprint, self.routers.pool, self.mixture.mode, self.mixture.top_k,
-            self.mixture.shared,
+            self.mixture.shared, self.mixture.voters,
         )  # fmt: skip
         save_routers(folder.adapters, about, self.routers.weight)
         write_card(folder.adapters, about, metrics)
@@ -219,30 +200,15 @@ class Moa(Routed):
             write_whole(folder.path / "heat_map.json", json.dumps(heat_map, indent=2) + "\n")
             draw_heat_map(heat_map, folder.path / "heat_map.png")
         blocks = [metrics[f"test/router/block/{block}"] for block in range(self.routers.blocks)]
+        self._routes.confusion().write(folder.path)
         draw_blocks(blocks, metrics["test/router/voted"], folder.path / "router_blocks.png")
         return metrics
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["mixing"] = self.mixing
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.mixing = checkpoint["mixing"]
-
-
-class BeginMixing(L.Callback):
-    """Begins stage 2 once, before the first batch that follows stage 1, or at the end of a training without one."""
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Moa, batch: TokenBatch, batch_idx: int) -> None:  # type: ignore[override]
-        if not pl_module.mixing and trainer.global_step >= pl_module.boundary:
-            pl_module.begin_mixing()
-
-
-def _check(stage1_epochs: int | None, eta: float, route: str) -> None:
-    if stage1_epochs is not None and (type(stage1_epochs) is not int or stage1_epochs < 0):
-        raise LorachainsError(f"method.stage1_epochs is {stage1_epochs!r}: give a number of epochs, 0 or more, or null")
+def _check(eta: float, eta_schedule: str, route: str) -> None:
     if not (isinstance(eta, int | float) and eta >= 0):
         raise LorachainsError(f"method.eta is {eta!r}: give a weight of 0 or more")
+    if eta_schedule not in ("constant", "linear"):
+        raise LorachainsError(f"method.eta_schedule is {eta_schedule!r}: choose constant or linear")
     if route not in ("label", "straight_through", "soft"):
         raise LorachainsError(f"method.route is {route!r}: choose label, straight_through or soft")

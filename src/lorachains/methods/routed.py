@@ -28,6 +28,7 @@ class Routed(Lora):
         router_lr: the routers' peak learning rate, with the schedule of the experts'; `None` for the first expert's.
         pool: what routers read of a prompt, see `routers`.
         decision, top_k: which experts follow from that, see `decisions`.
+        voters: the blocks whose routers vote, where not all do: the first ones have seen little of a text.
         share_router: whether a block's attention and feed-forward network share a router, as the paper advises: the
             voters are then fewer, and see what the block sees. Not shared, they aren't compiled.
         others: see `Lora`.
@@ -39,7 +40,7 @@ class Routed(Lora):
     def __init__(
         self, *, names: Sequence[str], experts: str | Mapping[str, str] | None = None,
         router_lr: float | None = None, pool: str = "mean_rms", decision: str = "vote", top_k: int | None = None,
-        share_router: bool = True, **kwargs: Any,
+        voters: Sequence[int] | None = None, share_router: bool = True, **kwargs: Any,
     ):  # fmt: skip
         super().__init__(names=names, **kwargs)
         if len(self.names) < 2:
@@ -52,7 +53,7 @@ class Routed(Lora):
             )
         if experts is not None:
             load_experts(self.chain, _folders(experts, self.names), self.base.name, self._fingerprint)
-        self.mixture = Mixture(self.chain, pool, decision, top_k, share_router)
+        self.mixture = Mixture(self.chain, pool, decision, top_k, share_router, voters)
         self.compiled = share_router
         self.routers = self.mixture.routers  # a module of this one, so that it moves with it
         self.router_lr = self.optims[0].peak()[0] if router_lr is None else router_lr
@@ -114,7 +115,9 @@ class Routed(Lora):
     # -- what is kept --------------------------------------------------------------------------------------------------
 
     def figures(self) -> dict[str, float]:
-        return super().figures() | {"router/trainable_parameters": self.routers.rows.numel()}
+        routers, found = self.routers.rows.numel(), super().figures()
+        whole = found["adapter/trainable_parameters"] + routers
+        return found | {"router/trainable_parameters": routers, "train/trainable_parameters": whole}
 
     def snapshot(self, expert: int) -> dict[str, Any]:
         return super().snapshot(expert) | {"router": self.routers.rows[expert].detach().clone()}

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from lorachains.errors import LorachainsError
 from lorachains.report import formats, tables
 from lorachains.report.cells import Cell, make_cells
-from lorachains.report.comparing import Comparison, compare_rows
+from lorachains.report.comparing import Comparison, compare_pairs, pair_rows
 from lorachains.report.figures import draw_all, to_bytes
 from lorachains.report.layout import Layout
 from lorachains.report.page import page
-from lorachains.report.published import read_published
+from lorachains.report.published import Published, read_published
 from lorachains.report.reading import Run
 from lorachains.run_folder import write_whole
 
@@ -51,18 +51,32 @@ def make_report(
             raise LorachainsError(f"no run has {key}, which also or x asks for")
     theirs = read_published(published, table) if published else []
     cells, more_left_out = make_cells(runs, layout)
-    splits = ("test", "test_last") if baseline else ()
-    found = {split: compare_rows(cells, baseline or {}, split) for split in splits}
-    rows, columns = tables.labels(cells, theirs, [c.baseline.row for own in found.values() for c in own])
+    pairs = pair_rows(cells, baseline) if baseline else []
+    unfinished = [run for run in runs if run.metrics is None]
+    return report_of_cells(cells, pairs, unfinished, {**left_out, **more_left_out}, title=title, also=also, x=x,
+                           by=layout.by, theirs=theirs)  # fmt: skip
+
+
+def report_of_cells(
+    cells: Sequence[Cell], pairs: Sequence[tuple[Cell, Cell]], unfinished: Sequence[Run], left_out: Mapping[Path, str],
+    *, title: str, also: Sequence[str], x: str | None, by: str, theirs: Sequence[Published],
+) -> Report:  # fmt: skip
+    """The tables and figures of these cells, in the paper's order, else in their own with baselines first.
+
+    Args:
+        pairs: cells, each with the one that it is compared with.
+        theirs: the paper's values.
+    """
+    found = {split: compare_pairs(pairs, split) for split in ("test", "test_last")} if pairs else {}
+    rows, columns = tables.labels(cells, theirs, [base.row for _, base in pairs])
     shown = [tables.scores(cells, rows, columns, split) for split in ("test", "test_last")]
     shown += [tables.comparisons(own, theirs, split) for split, own in found.items()]
     shown += [tables.beside_paper(cells, theirs)] if theirs else []
     if any(len(cell.candidates) > 1 for cell in cells):
-        shown.append(tables.choices(cells, layout.by))
+        shown.append(tables.choices(cells, by))
     shown += [tables.others(cells, rows, columns, key) for key in also]
-    unfinished = [run for run in runs if run.metrics is None]
-    if unfinished or left_out or more_left_out:
-        shown.append(tables.missing(unfinished, {**left_out, **more_left_out}))
+    if unfinished or left_out:
+        shown.append(tables.missing(unfinished, left_out))
     return Report(title, cells, found, shown, draw_all(cells, rows, columns, theirs, x))
 
 

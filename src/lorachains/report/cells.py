@@ -4,7 +4,7 @@ What is chosen is a function of validation results alone: `choose` is given noth
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -67,7 +67,7 @@ def choose(results: Mapping[str, Sequence[tuple[float, float]]], by: str = "metr
 
     Args:
         results: by candidate, each run's validation metric and loss.
-        by: "metric" or "loss".
+        by: "loss" if the loss is to choose.
         lower: whether the lower metric is the better one.
     """
 
@@ -101,11 +101,31 @@ def make_cells(runs: Sequence[Run], layout: Layout) -> tuple[list[Cell], dict[Pa
     cells = []
     for (row, column), own in sorted(groups.items(), key=lambda item: [*map(natural, item[0])]):
         if column in metrics:
-            candidates, chosen = _candidates(own, metrics[column], layout, f"{row}, {column}")
-            whole = all(name in candidates and len(candidates[name].runs) >= asked for name in options[row])
-            label_keys = keys[kind(own[0])]
-            cells.append(Cell(row, column, label_keys, metrics[column], candidates, chosen, asked, whole))
+            if differing := layout.differing(own):
+                raise LorachainsError(
+                    f"the runs of {row}, {column} differ in {', '.join(differing)}: name it in rows or columns, in "
+                    "select.over if validation is to choose it, or in ignore"
+                )
+            cells.append(make_cell(row, column, keys[kind(own[0])], metrics[column], own, layout, asked, options[row]))
     return cells, left_out
+
+
+def make_cell(
+    row: str, column: str, keys: Sequence[str], metric: str, runs: Sequence[Run], layout: Layout, asked: int,
+    options: Collection[str],
+) -> Cell:  # fmt: skip
+    """The cell of these runs, which differ in seeds and in what validation chooses alone.
+
+    Args:
+        asked: so many runs each candidate should have.
+        options: the candidates that should be there.
+
+    Raises:
+        LorachainsError: what would have to choose between them is missing.
+    """
+    candidates, chosen = _candidates(runs, metric, layout, f"{row}, {column}")
+    whole = all(name in candidates and len(candidates[name].runs) >= asked for name in options)
+    return Cell(row, column, keys, metric, candidates, chosen, asked, whole)
 
 
 def _measured(runs: Sequence[Run], layout: Layout) -> tuple[list[Run], dict[str, str], dict[Path, str]]:
@@ -127,24 +147,21 @@ def _candidates(
     runs: Sequence[Run], metric: str, layout: Layout, where: str
 ) -> tuple[dict[str, Candidate], str | None]:
     """One cell's candidates, and the one that validation chooses."""
-    if differing := layout.differing(runs):
-        raise LorachainsError(
-            f"the runs of {where} differ in {', '.join(differing)}: name it in rows or columns, in select.over if "
-            "validation is to choose it, or in ignore"
-        )
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: natural(layout.candidate(run))):
         groups[layout.candidate(run)].append(run)
     finished = {name: [run for run in own if run.metrics] for name, own in groups.items()}
     finished = {name: own for name, own in finished.items() if own}
-    results = {name: [pair for run in own if (pair := _validation(run, metric))] for name, own in finished.items()}
-    unknown = [run.path for own in finished.values() for run in own if _validation(run, metric) is None]
+    by = _criterion([run for own in finished.values() for run in own], metric, layout.by)
+    found = {run.path: _validation(run, by) for own in finished.values() for run in own}
+    results = {name: [pair for run in own if (pair := found[run.path])] for name, own in finished.items()}
+    unknown = [path for path, pair in found.items() if pair is None]
     if unknown and len(finished) > 1:
         raise LorachainsError(
-            f"{unknown[0]}: metrics.json has no val/{metric} and val/loss, by which to choose in {where}: make rows of "
-            "what is to be chosen"
+            f"{unknown[0]}: metrics.json has no val/{by} and val/loss, by which to choose in {where}: make rows of what is "
+            "to be chosen"
         )
-    chosen = choose(results, layout.by, not is_share(metric)) if len(finished) > 1 else next(iter(finished), None)
+    chosen = choose(results, layout.by, not is_share(by)) if len(finished) > 1 else next(iter(finished), None)
     return {name: _candidate(own, results.get(name, []), layout) for name, own in groups.items()}, chosen
 
 
@@ -154,6 +171,17 @@ def _candidate(runs: Sequence[Run], results: Sequence[tuple[float, float]], layo
     return Candidate(finished, len(runs) - len(finished), score)
 
 
-def _validation(run: Run, metric: str) -> tuple[float, float] | None:
-    value, loss = run.result("val", metric), run.result("val", "loss")
+def _criterion(runs: Sequence[Run], metric: str, by: str) -> str:
+    """The validation metric that chooses; where a cell shows what isn't validated, the one that selects its task."""
+    if by != "metric":
+        return by.removeprefix("val/")
+    if any(run.result("val", metric) is not None for run in runs) or not runs:
+        return metric
+    return runs[0].metric() or metric
+
+
+def _validation(run: Run, by: str) -> tuple[float, float] | None:
+    """What chooses, and the loss that decides between equals."""
+    loss = run.validation_loss
+    value = loss if by == "loss" else run.result("val", by)
     return None if value is None or loss is None else (value, loss)

@@ -30,7 +30,12 @@ class Comparison:
 
 
 def compare_rows(cells: Sequence[Cell], baseline: Mapping[str, Any], split: str = "test") -> list[Comparison]:
-    """All rows but the baselines'. A row's columns are one family of tests (Holm).
+    """All rows but the baselines', see `pair_rows`. A row's columns are one family of tests (Holm)."""
+    return compare_pairs(pair_rows(cells, baseline), split)
+
+
+def pair_rows(cells: Sequence[Cell], baseline: Mapping[str, Any]) -> list[tuple[Cell, Cell]]:
+    """Each cell of all rows but the baselines', with the one that it is compared with.
 
     Args:
         baseline: settings of the baseline's rows, as {"method": "lora"}. Of several such rows, a row's baseline is the
@@ -44,19 +49,33 @@ def compare_rows(cells: Sequence[Cell], baseline: Mapping[str, Any], split: str 
     if not bases:
         told = " ".join(f"{key}={value}" for key, value in baseline.items())
         raise LorachainsError(f"baseline: no row has {told}; the rows are {'; '.join(rows)}")
-    result = []
+    found = {(cell.row, cell.column): cell for cell in cells}
+    pairs = []
     for row in rows:
         if row not in bases:
             base = _baseline(row, rows[row], bases, baseline)
-            result += _family([cell for cell in cells if cell.row == row], base, cells, split)
-    return result
+            own = [cell for cell in cells if cell.row == row and (base, cell.column) in found]
+            pairs += [(cell, found[base, cell.column]) for cell in own]
+    return pairs
+
+
+def compare_pairs(pairs: Sequence[tuple[Cell, Cell]], split: str = "test") -> list[Comparison]:
+    """Cells with their baselines. Those of one row and a baseline of one row, or of two such columns, are one family."""
+    families: dict[tuple[str, str], list[Comparison]] = {}
+    for cell, base in pairs:
+        labels = (cell.row, base.row) if cell.column == base.column else (cell.column, base.column)
+        ours, theirs = cell.results(split), base.results(split)
+        seeds = sorted(ours.keys() & theirs.keys())
+        paired = compare([ours[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
+        families.setdefault(labels, []).append(Comparison(cell, base, paired))
+    return [c for family in families.values() for c in _corrected(family)]
 
 
 def verdict(comparison: Comparison, published: Sequence[Published]) -> str:
     """Whether the difference that a paper gives between the two rows is found here; empty if it gives none."""
     values = {(same_label(v.row), same_label(v.column)): v.value for v in published}
-    column = same_label(comparison.cell.column)
-    theirs, base = (values.get((same_label(cell.row), column)) for cell in (comparison.cell, comparison.baseline))
+    pair = (comparison.cell, comparison.baseline)
+    theirs, base = (values.get((same_label(cell.row), same_label(cell.column))) for cell in pair)
     if theirs is None or base is None or comparison.paired is None:
         return ""
     if (theirs - base) * comparison.paired.difference <= 0:
@@ -95,14 +114,7 @@ def _any(cells: Sequence[Cell]) -> Run:
     return next(iter(cells[0].runs.values()))
 
 
-def _family(own: Sequence[Cell], base: str, cells: Sequence[Cell], split: str) -> list[Comparison]:
-    result = []
-    for cell in own:
-        for other in (c for c in cells if (c.row, c.column) == (base, cell.column)):
-            ours, theirs = cell.results(split), other.results(split)
-            seeds = sorted(ours.keys() & theirs.keys())
-            paired = compare([ours[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
-            result.append(Comparison(cell, other, paired))
-    ts = holm([c.paired.t if c.paired else None for c in result])
-    ranks = holm([c.paired.wilcoxon if c.paired else None for c in result])
-    return [replace(c, t=t, wilcoxon=w) for c, t, w in zip(result, ts, ranks, strict=True)]
+def _corrected(family: Sequence[Comparison]) -> list[Comparison]:
+    ts = holm([c.paired.t if c.paired else None for c in family])
+    ranks = holm([c.paired.wilcoxon if c.paired else None for c in family])
+    return [replace(c, t=t, wilcoxon=w) for c, t, w in zip(family, ts, ranks, strict=True)]

@@ -30,8 +30,10 @@ class Layout:
     labels: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if self.by not in ("metric", "loss"):
-            raise LorachainsError(f"select.by is {self.by!r}: choose metric or loss (of the validation set)")
+        if self.by not in ("metric", "loss") and not str(self.by).startswith("val/"):
+            raise LorachainsError(
+                f"select.by is {self.by!r}: choose metric or loss (of the validation set), or name a metric (val/…)"
+            )
         if self.n_seeds is not None and (type(self.n_seeds) is not int or self.n_seeds < 1):
             raise LorachainsError(f"n_seeds is {self.n_seeds!r}: give a whole number, 1 or more, or null")
         for name in ("columns", "seeds"):

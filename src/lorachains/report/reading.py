@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from lorachains.data.selector import SELECTOR
 from lorachains.errors import LorachainsError
 from lorachains.run_folder import ELSEWHERE, RunFolder, flat
 
@@ -20,6 +22,13 @@ log = logging.getLogger(__name__)
 
 NOT_RUNS = frozenset({".hydra", "wandb"})
 """Folders inside a run's that hold a `config.yaml` too."""
+NUMBERS = frozenset(
+    {
+        "loss", "perplexity", "fallbacks", "right", "total", "tokens", "rows", "parameters", "rank", "links", "steps",
+        "seconds", "bytes", "flops",
+    }
+)  # fmt: skip
+"""Words in the names of metrics that are no shares of 1."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,18 @@ class Run:
         return list(given)
 
     def result(self, split: str, metric: str) -> float | None:
-        """A metric of one split ("test", "test_last", "val")."""
-        return (self.metrics or {}).get(f"{split}/{self.part}{metric}")
+        """A metric of one split ("test", "test_last", "val"); of the test split also any other key of `metrics.json`."""
+        found = self.metrics or {}
+        return found.get(f"{split}/{self.part}{metric}", found.get(metric) if split == "test" else None)
+
+    @property
+    def validation_loss(self) -> float | None:
+        """At the best epoch; of a run with several adapters the mean of those that serve a task, each at its own."""
+        if (loss := self.result("val", "loss")) is not None or self.part:
+            return loss
+        own = {key: value for key, value in (self.metrics or {}).items() if re.fullmatch("val/[^/]+/loss", key)}
+        own.pop(f"val/{SELECTOR}/loss", None)
+        return fmean(own.values()) if own else None
 
     def metric(self) -> str | None:
         """The name of the test metric that selects: the first that `metrics.json` gives, loss where nothing was graded.
@@ -79,8 +98,8 @@ def short(target: str) -> str:
 
 
 def is_share(metric: str) -> bool:
-    """Whether the metric is a share of 1, of which more is better; losses and perplexities are not."""
-    return not {"loss", "perplexity"} & set(re.split(r"[/_]", metric))
+    """Whether the metric is a share of 1, of which more is better; losses, perplexities, counts and costs are not."""
+    return not NUMBERS & set(re.split(r"[/_]", metric))
 
 
 def read_runs(

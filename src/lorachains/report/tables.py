@@ -12,8 +12,11 @@ from lorachains.report.reading import Run, is_share
 from lorachains.report.statistics import spread
 
 NOTHING = "—"
-UNITS = {"loss": "nats", "perplexity": ""}
-OTHER_UNITS = {"seconds": "s", "bytes": "bytes"}
+UNITS = {
+    "loss": "nats", "perplexity": "perplexity", "bleu": "points (0-100)", "rougeL": "points (0-100)",
+    "parameters": "parameters", "tokens": "tokens", "rows": "rows", "right": "answers", "total": "answers",
+    "fallbacks": "answers", "steps": "optimizer steps", "seconds": "s", "bytes": "bytes",
+}  # fmt: skip
 MEANS = "mean ± standard deviation (ddof = 1) over seeds, and how many seeds"
 SHORT = "*: fewer finished runs than the grid asks for, here or among the settings to choose from; nothing is filled in"
 
@@ -41,7 +44,8 @@ def scale(metric: str) -> float:
 
 def unit(metric: str) -> str:
     """The unit in which a metric is shown."""
-    return UNITS.get(metric.rsplit("/", 1)[-1], "%")
+    name = metric.rsplit("/", 1)[-1]
+    return UNITS.get(name) or ("%" if is_share(metric) else other_unit(metric))
 
 
 def labels(
@@ -60,11 +64,8 @@ def labels(
 
 def scores(cells: Sequence[Cell], rows: Sequence[str], columns: Sequence[str], split: str) -> Table:
     """Rows × columns of the chosen settings' test metric, at the best epoch ("test") or the last ("test_last")."""
-    names = {cell.column: cell.metric for cell in cells}
-    header = [
-        "",
-        *(f"{column}, {names[column]} {unit(names[column])}".strip() for column in columns if column in names),
-    ]
+    metrics = {column: [cell.metric for cell in cells if cell.column == column] for column in columns}
+    header = ["", *(_head(column, own) for column, own in metrics.items())]
 
     def text(cell: Cell) -> str:
         return _mean_of(cell, [value * scale(cell.metric) for value in cell.results(split).values()])
@@ -95,7 +96,7 @@ def others(cells: Sequence[Cell], rows: Sequence[str], columns: Sequence[str], k
 def other_unit(key: str) -> str:
     """The unit of a number that is no metric of a task, as its name tells it."""
     name = key.rsplit("/", 1)[-1]
-    return "FLOPs" if name.startswith("flops") else OTHER_UNITS.get(name.rsplit("_", 1)[-1], "")
+    return "FLOPs" if name.startswith("flops") else UNITS.get(name.rsplit("_", 1)[-1], "")
 
 
 def choices(cells: Sequence[Cell], by: str) -> Table:
@@ -129,7 +130,8 @@ def comparisons(found: Sequence[Comparison], published: Sequence[Published], spl
     rows = []
     for c in found:
         factor = scale(c.cell.metric)
-        row = [c.cell.row, c.cell.column, c.baseline.row, *_differences(c, factor)]
+        against = c.baseline.row if c.baseline.column == c.cell.column else c.baseline.column
+        row = [c.cell.row, c.cell.column, against, *_differences(c, factor)]
         rows.append([*row, verdict(c, published) or NOTHING] if theirs else row)
     remarks = dict.fromkeys(
         f"{c.cell.row}, {c.cell.column}: {c.paired.note}" for c in found if c.paired and c.paired.note
@@ -138,7 +140,8 @@ def comparisons(found: Sequence[Comparison], published: Sequence[Published], spl
     notes = [
         "paired over seeds that both have; relative: in parts of the baseline's mean; interval: bootstrap percentiles "
         "of the mean difference; d_z: mean difference in standard deviations (ddof = 1) of the differences; p: "
-        "two-sided, corrected by Holm for the columns of a row",
+        "two-sided, corrected by Holm for all that is compared with one baseline; less is better of losses and "
+        "perplexities",
         *remarks,
     ]
     name = f"against-baseline{'-last' if split == 'test_last' else ''}"
@@ -197,6 +200,13 @@ def _pivot(
 ) -> list[list[str]]:
     texts = {(cell.row, cell.column): text(cell) for cell in cells}
     return [[row, *(texts.get((row, column), NOTHING) for column in columns)] for row in rows]
+
+
+def _head(column: str, metrics: Sequence[str]) -> str:
+    """A column's label with the metric and the unit, as far as its cells have them in common."""
+    names, units = {metric.rsplit("/", 1)[-1] for metric in metrics}, {unit(metric) for metric in metrics}
+    told = [*(names if len(names) == 1 else ()), *(units - names if len(units) == 1 else ())]
+    return ", ".join(filter(None, [column, " ".join(told)]))
 
 
 def _notes(cells: Sequence[Cell]) -> list[str]:

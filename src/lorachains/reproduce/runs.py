@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lorachains.cli import run_name
 from lorachains.errors import LorachainsError
-from lorachains.reproduce.sweeps import Overrides, Part, Sweep
+from lorachains.reproduce.sweeps import Job, Overrides, Part, Sweep
 from lorachains.run_folder import RunFolder, write_whole
 
 
@@ -22,6 +22,8 @@ class Run:
 
     overrides: Overrides
     folder: RunFolder
+    before: Sequence["Run"] = ()
+    """The runs that it begins with."""
 
     @property
     def name(self) -> str:
@@ -62,8 +64,9 @@ class Table:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs, each once."""
-        return list({run.name: run for cell in self.cells for run in cell.runs}.values())
+        """All runs, each once, and after those that it begins with."""
+        own = (run for cell in self.cells for run in cell.runs)
+        return list({run.name: run for last in own for run in (*last.before, last)}.values())
 
     def write(self, root: Path, command: str) -> None:
         """Writes `<name>.json` beside the runs: which of them make which cell.
@@ -105,15 +108,19 @@ class Composer:
         for row in sweep.rows:
             for column in sweep.columns:
                 try:
-                    runs = [self._run((*job, *self.extra)) for job in sweep.jobs(row, column)]
+                    runs = [self._run(job) for job in sweep.jobs(row, column)]
                 except (HydraException, OmegaConfBaseException) as error:
                     why = next(iter(str(error).splitlines()), type(error).__name__)
                     raise LorachainsError(f"{sweep.name}, {row.label}, {column.label}: {why}") from error
                 yield Cell(row, column, sweep.shown(row, column), runs)
 
-    def _run(self, job: Overrides) -> Run:
-        key = frozenset(job)
+    def _run(self, job: Job) -> Run:
+        """The job's run; before it, those that it begins with."""
+        before = {setting: self._run(Job(overrides)) for setting, overrides in job.start.items()}
+        begin = [f"{setting}='{run.folder.path}'" for setting, run in before.items()]
+        overrides = (*job.overrides, *begin, *self.extra)
+        key = frozenset(overrides)
         if key not in self._known:
-            name = run_name(compose("train", overrides=list(job), return_hydra_config=True))
-            self._known[key] = Run(job, RunFolder(self.root / name))
+            name = run_name(compose("train", overrides=list(overrides), return_hydra_config=True))
+            self._known[key] = Run(overrides, RunFolder(self.root / name), tuple(before.values()))
         return self._known[key]

@@ -3,15 +3,16 @@
 The keys of a file: `title`; `minutes`, by size, expected on one GPU (two CPU cores for `smoke`); `model`, `data` and
 `each`, Hydra overrides of all jobs; `rows` and `columns`, each label with the overrides that make it, or with
 `{overrides: …, metric: …}` where a cell shows another metric than `metric`, or than the task's own first one;
-`select.over`, the settings among which validation chooses; `baseline`, the settings of the row that others are
-compared with; `x`, along which a figure is drawn. An override may be a sweep, as on the command line (`seed=0,1,2`),
+`select.over`, the settings among which validation chooses, and `select.by` (metric, loss, or a key of `metrics.json`),
+how; `against`, rows or columns with the one that each is compared with; `left_out`, rows or columns of the paper that are
+not made, each with the reason; `x`, along which a figure is drawn; `from`, of a row or a column, see `Part`. An override may be a sweep, as on the command line (`seed=0,1,2`),
 and a later one of the same setting replaces an earlier one (row over column over `each`). `base` names a file in
 `sweeps/base/` with keys in common, over which the table's own are laid. `sizes` has, by size, keys that replace the
 file's. Other keys serve interpolations.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from yaml import YAMLError
 from lorachains.config import papers_dir, sweeps_dir
 from lorachains.errors import LorachainsError
 
+OmegaConf.register_new_resolver("sweeps", lambda: str(sweeps_dir()), replace=True)  # where a sweep's own data lies
+
 SIZES = ("paper", "small", "smoke")
 
 Overrides = tuple[str, ...]
@@ -37,12 +40,18 @@ class Part:
 
     Attributes:
         overrides: of all its jobs.
-        metric: a key of `metrics.json`, in which `{row}` and `{column}` stand for the labels; `None`: the task's first.
+        metric: a key of `metrics.json`, in which `{row}` and `{column}` stand for the parts' names; `None`: the task's
+            first.
+        name: in metrics; empty for what is of all tasks together.
+        start: settings that name the folder of another run, with which these begin: that of the same job, but for these
+            overrides in place of its row's or column's own.
     """
 
     label: str
     overrides: Overrides
     metric: str | None
+    name: str
+    start: Mapping[str, Overrides] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,19 +61,24 @@ class Sweep:
     Attributes:
         name: of its file.
         minutes: expected.
+        paper: whose; `None` for a study of our own.
         over: the settings among which validation chooses.
-        baseline: the settings of the row that the others are compared with.
+        by: how it chooses.
+        against: rows or columns, with the one that each is compared with.
+        left_out: rows or columns of the paper that aren't made, with the reason.
         x: a setting or a metric along which results are drawn.
         overrides: of all jobs.
     """
 
     name: str
     size: str
-    paper: str
+    paper: str | None
     title: str
     minutes: float
     over: Sequence[str]
-    baseline: Mapping[str, Any]
+    by: str
+    against: Mapping[str, str]
+    left_out: Mapping[str, str]
     x: str | None
     overrides: Overrides
     rows: Sequence[Part]
@@ -77,27 +91,52 @@ class Sweep:
         return self.name.removeprefix(f"{self.paper}-")
 
     @property
-    def published(self) -> Path:
+    def published(self) -> Path | None:
         """The paper's values."""
-        return papers_dir() / f"{self.paper}.csv"
+        return papers_dir() / f"{self.paper}.csv" if self.paper else None
 
-    def jobs(self, row: Part, column: Part) -> list[Overrides]:
+    def jobs(self, row: Part, column: Part) -> list["Job"]:
         """The runs of one cell: seeds, and what validation chooses from."""
-        return expanded([*self.overrides, *column.overrides, *row.overrides])
+        jobs = expanded([*self.overrides, *column.overrides, *row.overrides])
+        others = {
+            key: expanded([*self.overrides, *(start if part is column else column.overrides),
+                           *(start if part is row else row.overrides)])
+            for part in (row, column) for key, start in part.start.items()
+        }  # fmt: skip
+        for key, own in others.items():
+            if len(own) != len(jobs):
+                raise LorachainsError(
+                    f"{self.name}, {row.label}, {column.label}: {len(jobs)} runs, of which each begins with one of "
+                    f"{len(own)} ({key}): give both the same seeds and the same choices"
+                )
+        return [Job(job, {key: own[i] for key, own in others.items()}) for i, job in enumerate(jobs)]
 
     def shown(self, row: Part, column: Part) -> str | None:
         """The metric of one cell."""
         metric = row.metric or column.metric or self.metric
-        return metric and metric.format(row=row.label, column=column.label)
+        return metric and metric.format(row=row.name, column=column.name).replace("//", "/")
 
     def grids(self) -> list[Overrides]:
-        """The same jobs as few products, each as one would type it after `-m`."""
+        """The same jobs as few products, each as one would type it after `-m`; but those that begin with other runs."""
+        rows, columns = ([part for part in parts if not part.start] for parts in (self.rows, self.columns))
         return list(
             dict.fromkeys(
                 tuple(f"{key}={value}" for key, value in _by_key([*self.overrides, *column, *row]).items())
-                for row, column in product(_joined(self.rows), _joined(self.columns))
+                for row, column in product(_joined(rows), _joined(columns))
             )
         )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is made by.
+
+    Attributes:
+        start: settings that name the folder of another run, with that run's overrides.
+    """
+
+    overrides: Overrides
+    start: Mapping[str, Overrides] = field(default_factory=dict)
 
 
 def names() -> list[str]:
@@ -122,18 +161,26 @@ def read(file: Path, size: str) -> Sweep:
     """The sweep of a file, in one size. Raises a LorachainsError if the file is wrong."""
     try:
         settings = _settings(file, size)
-        return Sweep(
+        sweep = Sweep(
             name=file.stem, size=size, paper=settings["paper"], title=settings["title"],
-            minutes=settings["minutes"][size], over=settings["select"]["over"],
-            baseline=settings["baseline"], x=settings["x"],
+            minutes=settings["minutes"][size], over=settings["select"]["over"], by=settings["select"]["by"],
+            against=settings.get("against", {}), left_out=settings.get("left_out", {}), x=settings.get("x"),
             overrides=_flat([settings[key] for key in ("model", "data", "each")]),
-            rows=_parts(settings["rows"]), columns=_parts(settings["columns"]), metric=settings["metric"],
+            rows=_parts(settings["rows"]), columns=_parts(settings["columns"]), metric=settings.get("metric"),
         )  # fmt: skip
+        return _checked(sweep)
     except KeyError as error:
         why = f"has no {error.args[0]!r} for size={size}: see lorachains/reproduce/sweeps.py"
         raise LorachainsError(f"{file}: {why}") from error
     except (OmegaConfBaseException, YAMLError, OSError, TypeError) as error:
         raise LorachainsError(f"{file}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+
+
+def _checked(sweep: Sweep) -> Sweep:
+    labels = {part.label for part in (*sweep.rows, *sweep.columns)}
+    if unknown := [label for pair in sweep.against.items() for label in pair if label not in labels]:
+        raise TypeError(f"against names {unknown[0]!r}, which is no row or column: {', '.join(sorted(labels))}")
+    return sweep
 
 
 def expanded(overrides: Sequence[str]) -> list[Overrides]:
@@ -169,11 +216,14 @@ def _parts(settings: Any) -> list[Part]:
     if not isinstance(settings, Mapping):
         raise TypeError("rows and columns are mappings from labels to overrides")
     return [
-        Part(str(label), _flat(part["overrides"]), part["metric"])
-        if isinstance(part, Mapping)
-        else Part(str(label), _flat(part), None)
+        _part(str(label), part if isinstance(part, Mapping) else {"overrides": part})
         for label, part in settings.items()
     ]
+
+
+def _part(label: str, part: Mapping[str, Any]) -> Part:
+    start = {key: _flat(overrides) for key, overrides in part.get("from", {}).items()}
+    return Part(label, _flat(part.get("overrides", [])), part.get("metric"), part.get("name", label), start)
 
 
 def _flat(overrides: Any) -> Overrides:

@@ -1,8 +1,14 @@
-"""ROUGE-L of a free answer (Lin 2004), also of one in Chinese."""
+"""What free answers have in common with their references, also in Chinese: ROUGE-L (Lin 2004), BLEU (Papineni 2002).
+
+ROUGE-L is of each answer, and its mean over answers is told. BLEU is that of all answers together, as it is defined:
+alone, an answer of fewer than four words has none. MoA (arXiv 2403.03432) names both and says of neither how words are
+told apart; here Chinese characters are words.
+"""
 
 import re
+from collections.abc import Sequence
 
-from torchmetrics.functional.text import rouge_score
+from torchmetrics.functional.text import rouge_score, sacre_bleu_score
 
 from lorachains.data.tasks import Example
 
@@ -20,6 +26,15 @@ def rouge_l(prediction: str, example: Example) -> float:
         rouge_keys="rougeL",
     )  # fmt: skip
     return float(scores["rougeL_fmeasure"])
+
+
+def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """BLEU-4 of a corpus, in [0, 1], by SacreBLEU's tokens for Chinese, which for other text are nearly its "13a" ones.
+
+    Args:
+        references: those accepted for each prediction.
+    """
+    return float(sacre_bleu_score(predictions, references, tokenize="zh"))
 
 
 def tokens(text: str) -> list[str]:
