@@ -18,14 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import hf_peft
 import torch
+from command_line import run
 from hydra.utils import instantiate
-from speed import DEVICE, load, run, settings
-
-Figures = dict[str, Any]
+from measuring import DEVICE, Figures, load, settings
 
 
 def grid(name: str, root: str, best: bool = False) -> Figures:
@@ -96,9 +94,9 @@ def first_step(name: str, repeats: int = 3) -> Figures:
     model = ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
     small = ["data.train_size=8", "data.val_size=1", "data.test_size=1", "trainer.max_epochs=1", "overwrite=true"]
     theirs = (
-        "from functools import partial; import hf_peft, speed\n"
-        f"base = speed.load(speed.settings({name!r})); rows = speed.texts(base, 8, 64)\n"
-        "train = partial(hf_peft.train, settings='default', device=speed.DEVICE, warmup=0)\n"
+        "from functools import partial; import hf_peft, measuring\n"
+        f"base = measuring.load(measuring.settings({name!r})); rows = measuring.texts(base, 8, 64)\n"
+        "train = partial(hf_peft.train, settings='default', device=measuring.DEVICE, warmup=0)\n"
         "train(base, rows, batch_size=8, lr=5e-4, seed=0, steps=1)"
     )
     commands = {
