@@ -30,12 +30,16 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Figures = dict[str, Any]
 
 
+def chosen(name: str) -> list[str]:
+    """The overrides that choose the model: one of `conf/model/`, a hub name, or a file's path."""
+    return ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
+
+
 def settings(name: str, *overrides: str, random: bool = False) -> Any:
     """The project's config for the model."""
     more = ["model.random_weights=true"] if random else []
-    model = ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", [*model, *more, *overrides])
+        return compose("train", [*chosen(name), *more, *overrides])
 
 
 def load(cfg: Any) -> LanguageModel:
