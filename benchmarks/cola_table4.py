@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -40,7 +41,7 @@ EPOCHS, BATCH, MULTIPLE, SEEDS = 2, 8, 8, 5
 
 def opt_parameters(rank: int) -> int:
     """N of the estimator: OPT-1.3B with LoRA on queries and values."""
-    settings = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / "opt-1.3b.yaml").architecture)
+    settings: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / "opt-1.3b.yaml").architecture)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
     for bank in inject(model, LoraConfig(target_modules=["q_proj", "v_proj"]), 1, Routing()).values():

@@ -1,6 +1,6 @@
 """Whole commands against what one would write with HF Trainer + PEFT: a grid of runs, and the way to the first step.
 
-    python benchmarks/commands.py grid model=smollm2-135m root=DIR
+    python benchmarks/commands.py grid model=smollm2-135m root=DIR output=grid.json
     python benchmarks/commands.py one_run model=smollm2-135m root=DIR rows=64 epochs=2
     python benchmarks/commands.py first_step model=smollm2-135m
 
@@ -16,60 +16,81 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import hf_peft
 import torch
+from command_line import Parts, run
 from hydra.utils import instantiate
-from speed import DEVICE, load, run, settings
-
-Figures = dict[str, Any]
+from measuring import DEVICE, Figures, chosen, load, settings
 
 
-def grid(name: str, root: str, best: bool = False) -> Figures:
-    """The paper's 5 x 5 grid on RTE: our command, and 25 times one run of theirs, which is made once."""
-    cfg = settings(name, "data=superglue", "data.task=rte", f"data.root={root}")
-    base = load(cfg)
-    data = instantiate(cfg.data, tokenizer=base.tokenizer)
-    theirs = {"default": hf_peft.run(base, data, settings="default", lr=5e-4, seed=0, device=DEVICE)}
-    if best:
-        theirs["best"] = hf_peft.run(base, data, settings="best", lr=5e-4, seed=0, device=DEVICE)
-    print(json.dumps(theirs), file=sys.stderr)
-    del base, data
-    gc.collect()
-    if DEVICE == "cuda":
-        torch.cuda.empty_cache()
-    model = ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
-    ours = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in ("first", "again"):
-            command = [
-                sys.executable, "-m", "lorachains.train", "-m", "method=cola", *model, "data=superglue",
-                "data.task=rte", f"data.root={root}", "optim.lr=1e-3,8e-4,5e-4,1e-4,5e-5", "seed=0,1,2,3,4",
-                "hydra/launcher=replicas", f"hydra.sweep.dir={folder}/{kind}",
-            ]  # fmt: skip
-            start = time.perf_counter()
-            subprocess.run(command, check=True, stdout=sys.stderr)
-            seconds = time.perf_counter() - start
-            metrics = [json.loads(path.read_text()) for path in sorted(Path(folder, kind).glob("*/metrics.json"))]
-            kept = ("train/seconds", "run/seconds", "run/peak_memory_bytes", "train/tokens_per_second")
-            scores = [m["test/accuracy"] for m in metrics]
-            ours[kind] = {"seconds": seconds, "test_accuracy": scores} | {k: metrics[0][k] for k in kept}
-            assert len(metrics) == 25
+def rte(root: str, rows: int) -> list[str]:
+    """The overrides that choose RTE, with so many training and test rows, and half as many to validate."""
+    sizes = [f"data.train_size={rows}", f"data.val_size={rows // 2}", f"data.test_size={rows}"]
+    return ["data=superglue", "data.task=rte", f"data.root={root}", *sizes]
+
+
+def grid(
+    name: str, root: str, output: str, best: bool = False, skip: Sequence[str] = (), rows: int = 1000, epochs: int = 5
+) -> Figures:
+    """The paper's 5 x 5 grid on RTE: our command, and 25 times one run of theirs, which is made once.
+
+    Args:
+        output: a file that has each part as soon as it is found; the same command goes on from there.
+        skip: of `theirs`, `theirs_best`, `ours` (which compiles what it needs) and `ours_again`.
+    """
+    parts = Parts(Path(output), {"model": name, "root": root, "rows": rows, "epochs": epochs}, skip)
+    data = rte(root, rows)
+    for part, how in ({"theirs": "default"} | ({"theirs_best": "best"} if best else {})).items():
+        parts.find(part, partial(_run_of_grid, name, data, how, epochs))
+    for part in ("ours", "ours_again"):
+        parts.find(part, partial(_our_grid, name, data, epochs))
+    theirs, ours = ({k: of for k, of in parts.found.items() if k.startswith(side)} for side in ("theirs", "ours"))
     ratio = {f"{s}, {k}": 25 * of["seconds"] / o["seconds"] for s, of in theirs.items() for k, o in ours.items()}
     return {"theirs, one run": theirs, "ours, 25 runs": ours, "25 x theirs / ours": ratio}
 
 
+def _run_of_grid(name: str, rows: Sequence[str], how: str, epochs: int) -> Figures:
+    """One of the 25 runs, by HF Trainer + PEFT."""
+    cfg = settings(name, *rows)
+    base = load(cfg)
+    data = instantiate(cfg.data, tokenizer=base.tokenizer)
+    try:
+        return hf_peft.run(base, data, settings=how, lr=5e-4, seed=0, device=DEVICE, epochs=epochs)
+    finally:
+        del base, data
+        gc.collect()
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()  # the next part is another process's
+
+
+def _our_grid(name: str, rows: Sequence[str], epochs: int) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "lorachains.train", "-m", "method=cola", *chosen(name), *rows,
+            f"trainer.max_epochs={epochs}", "optim.lr=1e-3,8e-4,5e-4,1e-4,5e-5", "seed=0,1,2,3,4",
+            "hydra/launcher=replicas", f"hydra.sweep.dir={folder}",
+        ]  # fmt: skip
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        seconds = time.perf_counter() - start
+        metrics = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/metrics.json"))]
+    assert len(metrics) == 25
+    kept = ("train/seconds", "run/seconds", "run/peak_memory_bytes", "train/tokens_per_second")
+    scores = [m["test/accuracy"] for m in metrics]
+    return {"seconds": seconds, "test_accuracy": scores} | {k: metrics[0][k] for k in kept}
+
+
 def one_run(name: str, root: str, rows: int = 64, epochs: int = 2, repeats: int = 3) -> Figures:
     """A run of COLA on real texts of RTE, of many lengths, with its evaluations: our command, and theirs."""
-    sizes = [f"data.train_size={rows}", f"data.val_size={rows // 2}", f"data.test_size={rows // 2}"]
-    given = ["data=superglue", "data.task=rte", f"data.root={root}", *sizes]
+    given = rte(root, rows)
     cfg = settings(name, *given)
     base = load(cfg)
     found: Figures = {"ours": [], "theirs": [], "our steps": [], "their steps": []}
-    model = ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
     with tempfile.TemporaryDirectory() as folder:
         for i in range(repeats):
             data = instantiate(cfg.data, tokenizer=base.tokenizer)
@@ -78,8 +99,8 @@ def one_run(name: str, root: str, rows: int = 64, epochs: int = 2, repeats: int 
             )
             out = Path(folder, str(i))
             command = [
-                sys.executable, "-m", "lorachains.train", "method=cola", *model, *given, f"trainer.max_epochs={epochs}",
-                f"hydra.run.dir={out}",
+                sys.executable, "-m", "lorachains.train", "method=cola", *chosen(name), *given,
+                f"trainer.max_epochs={epochs}", f"hydra.run.dir={out}",
             ]  # fmt: skip
             start = time.perf_counter()
             subprocess.run(command, check=True, stdout=sys.stderr)
@@ -93,16 +114,15 @@ def one_run(name: str, root: str, rows: int = 64, epochs: int = 2, repeats: int 
 
 def first_step(name: str, repeats: int = 3) -> Figures:
     """A whole process that makes one optimizer step on a cached model: ours, and HF Trainer with PEFT."""
-    model = ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
     small = ["data.train_size=8", "data.val_size=1", "data.test_size=1", "trainer.max_epochs=1", "overwrite=true"]
     theirs = (
-        "from functools import partial; import hf_peft, speed\n"
-        f"base = speed.load(speed.settings({name!r})); rows = speed.texts(base, 8, 64)\n"
-        "train = partial(hf_peft.train, settings='default', device=speed.DEVICE, warmup=0)\n"
+        "from functools import partial; import hf_peft, measuring\n"
+        f"base = measuring.load(measuring.settings({name!r})); rows = measuring.texts(base, 8, 64)\n"
+        "train = partial(hf_peft.train, settings='default', device=measuring.DEVICE, warmup=0)\n"
         "train(base, rows, batch_size=8, lr=5e-4, seed=0, steps=1)"
     )
     commands = {
-        "ours": [sys.executable, "-m", "lorachains.train", *model, *small, "hydra.run.dir=."],
+        "ours": [sys.executable, "-m", "lorachains.train", *chosen(name), *small, "hydra.run.dir=."],
         "theirs": [sys.executable, "-c", theirs],
     }
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

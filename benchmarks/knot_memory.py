@@ -35,6 +35,8 @@ def peak(chain: Chain, optimizer: torch.optim.Optimizer, batch: TokenBatch) -> i
 
 def main() -> None:
     """Prints the peaks and their ratios to plain LoRA's as JSON."""
+    if not torch.cuda.is_available():
+        sys.exit("error: no GPU is visible, whose memory is to be measured")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [*sys.argv[1:], "method=cola"])
     model = instantiate(cfg.model).model.cuda().train()

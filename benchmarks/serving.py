@@ -16,7 +16,7 @@ from typing import Any
 import hf_peft
 import torch
 from hydra.utils import instantiate
-from speed import DEVICE, load, settings
+from measuring import DEVICE, load, settings
 
 from lorachains.chain import Chain
 from lorachains.generation import Generator

@@ -12,144 +12,24 @@ over windows of `WINDOW` optimizer steps of a whole fit, data loading included. 
 both sides' first steps, from the same adapter and in the same order, are compared.
 """
 
-import gc
-import json
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import hf_peft
-import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from command_line import run
+from measuring import DEVICE, Figures, check_same, load, losses, make, settings, take_out, texts, timed, train
 
-from lorachains.batch import IGNORED, Tokens, pack
-from lorachains.config import conf_dir
-from lorachains.data import Example, RunsDataModule, Task, TaskDataModule
+from lorachains.batch import pack
 from lorachains.data.batching import epoch_batches
-from lorachains.data.tokens import Encoded
-from lorachains.jobs import stack
 from lorachains.methods import Lora
 from lorachains.models import LanguageModel, fingerprint
-from lorachains.optim import AdapterRates
 from lorachains.transfer import save_adapter
-
-WINDOW = 20
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-Figures = dict[str, Any]
-
-
-class FixedRows(TaskDataModule):
-    """Random texts of one length; a handful to validate."""
-
-    def __init__(self, base: LanguageModel, texts: Sequence[Tokens], batch_size: int):
-        super().__init__(
-            base.tokenizer, None, ["random"], batch_size=batch_size, eval_batch_size=None, train_size=1, val_size=1,
-            test_size=1, seed=0, order_seed=0, max_length=4096,
-        )  # type: ignore[arg-type]  # fmt: skip
-        example = Example("random", "", "yes", "random:1", ("yes",))
-        rows = [Encoded(example, 0, [text]) for text in texts]
-        self.tasks = [Task("random", lambda row: example)]
-        self._rows = {"train": rows, "val": rows[:2], "test": rows[:2]}
-
-
-class Windows(L.Callback):
-    """Seconds a step, for each window after the first."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._began = 0.0
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % WINDOW == 0:
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
-            now = time.perf_counter()
-            if self._began:
-                self.seconds.append((now - self._began) / WINDOW)
-            self._began = now
-
-
-def settings(name: str, *overrides: str, random: bool = False) -> Any:
-    """The project's config for the model."""
-    more = ["model.random_weights=true"] if random else []
-    model = ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", [*model, *more, *overrides])
-
-
-def texts(base: LanguageModel, count: int, seq: int) -> list[Tokens]:
-    """Random tokens; the last eighth is the answer."""
-    ids = torch.randint(3, base.model.config.vocab_size, (count, seq), generator=torch.Generator().manual_seed(0))
-    answer = seq - seq // 8
-    return [Tokens(row, [IGNORED] * answer + row[answer:]) for row in ids.tolist()]
-
-
-def make(cfg: Any, base: LanguageModel, runs: int) -> Lora:
-    """The config's method with so many runs side by side, which differ in their seeds."""
-    parts = [instantiate(cfg.method, _partial_=True) for _ in range(runs)]
-    return stack([partial(p.func, **{**p.keywords, "seed": seed}) for seed, p in enumerate(parts)], base)
-
-
-def train(method: Lora, cfg: Any, base: LanguageModel, rows: Sequence[Tokens], batch_size: int) -> Figures:
-    """One epoch over the rows, by each run."""
-    data = FixedRows(base, rows, batch_size)
-    windows = Windows()
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    cfg = {**cfg.trainer, "max_epochs": 1, "enable_progress_bar": False}
-    trainer = instantiate(cfg, logger=[], callbacks=[windows])
-    trainer.fit(method, RunsDataModule([data.in_order(seed) for seed in range(len(method.seeds))]))
-    peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
-    return {
-        "step_seconds": median(windows.seconds), "windows": windows.seconds, "seconds": time.perf_counter() - start,
-        "peak_memory_bytes": peak, "compiled": method.passes.replayed,
-    }  # fmt: skip
-
-
-def losses(method: Lora, rows: Sequence[Tokens], order: Sequence[Sequence[int]]) -> list[float]:
-    """The losses of the first steps at the rate 5e-4, without schedule, by the plain passes."""
-    method.chain.flatten()
-    optimizer = method.fresh_optimizer()
-    AdapterRates(optimizer, torch.full((1,), 5e-4, device=DEVICE))
-    found = []
-    for batch in order:
-        terms, gradient = method.passes.train(pack([rows[i] for i in batch]).to(DEVICE))
-        found.append(float(terms["lm"]))
-        method.chain.flat[0].grad = None
-        method.add_gradient(gradient, 1.0)
-        optimizer.step()
-    return found
-
-
-def take_out(method: Lora) -> None:
-    """Puts the model back as it was, without banks."""
-    model = method.model
-    for name, bank in method.chain.banks.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, bank.base_layer)
-    for module in model.modules():
-        module._compiled_call_impl = None
-        module._forward_hooks.clear()
-    torch.compiler.reset()
-    gc.collect()
-    if DEVICE == "cuda":
-        torch.cuda.empty_cache()
-
-
-def load(cfg: Any) -> LanguageModel:
-    """The model, on the device; random weights are drawn there."""
-    with torch.device(DEVICE):
-        base: LanguageModel = instantiate(cfg.model)
-    base.model.to(DEVICE)
-    return base
 
 
 def step(name: str, rows: int, seq: int, random: bool = False, best: bool = False, steps: int = 120) -> Figures:
@@ -161,7 +41,7 @@ def step(name: str, rows: int, seq: int, random: bool = False, best: bool = Fals
     order = epoch_batches([seq] * len(given), rows, 0, 0)[:20]
     with tempfile.TemporaryDirectory() as folder:
         method = make(cfg, base, 1)
-        method.model.to(DEVICE).train()
+        method.model.train()
         save_adapter(method.chain, Path(folder), base.name, fingerprint(base.model), 0)
         ours = losses(method, given, order)
         take_out(method)
@@ -185,13 +65,6 @@ def step(name: str, rows: int, seq: int, random: bool = False, best: bool = Fals
         "mean of the first losses": means, "ratios": ratios, "flops_per_second": flops, "ceiling": ceiling,
         "of_ceiling": flops / ceiling if ceiling else None,
     }  # fmt: skip
-
-
-def check_same(ours: Sequence[float], theirs: Sequence[float]) -> None:
-    """Refuses to compare the speed of two different computations."""
-    apart = abs(fmean(ours) - fmean(theirs)) / fmean(theirs)
-    if not apart < 0.02:
-        raise SystemExit(f"the two sides train differently: mean losses {fmean(ours):.4f} and {fmean(theirs):.4f}")
 
 
 def side_by_side(
@@ -244,7 +117,7 @@ def knot(name: str, rows: int, seq: int, random: bool = False, knots: int = 6) -
         cfg = settings(name, "method=cola", f"knots.mode={mode}", random=random)
         base = load(cfg)
         method = make(cfg, base, 1)
-        method.model.to(DEVICE).train()
+        method.model.train()
         method.chain.flatten()
         batch = pack(texts(base, rows, seq)).to(DEVICE)
 
@@ -258,27 +131,12 @@ def knot(name: str, rows: int, seq: int, random: bool = False, knots: int = 6) -
     return found
 
 
-def timed(work: Callable[[], object], times: int) -> Figures:
-    """Median seconds, without the first, and the peak of memory above what was there."""
-    seconds = []
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if DEVICE == "cuda" else 0
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() - before if DEVICE == "cuda" else 0
-    return {"seconds": median(seconds[1:]), "first_seconds": seconds[0], "peak_bytes_above": peak}
-
-
 def count(base: LanguageModel) -> int:
     """Parameters that a token is multiplied with, without the embeddings."""
-    embeddings = base.model.get_input_embeddings().weight.numel()
-    tied = base.model.config.tie_word_embeddings
-    return sum(p.numel() for p in base.model.parameters()) - embeddings * (1 if tied else 2)
+    model: Any = base.model
+    embeddings = model.get_input_embeddings().weight.numel()
+    tied = model.config.tie_word_embeddings
+    return sum(p.numel() for p in model.parameters()) - embeddings * (1 if tied else 2)
 
 
 def matmul_ceiling() -> float | None:
@@ -294,22 +152,6 @@ def matmul_ceiling() -> float | None:
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return float(2 * 8192**3 / median(times[2:]))
-
-
-def run(functions: dict[str, Callable[..., Figures]]) -> None:
-    """The command line, `FIGURE key=value …`: prints what one of the functions has found."""
-    figure, *given = sys.argv[1:]
-    kwargs: Figures = {"name": "smollm2-135m"}
-    for pair in given:
-        key, _, value = pair.partition("=")
-        key = "name" if key == "model" else key
-        if key in ("runs", "adapters"):
-            kwargs[key] = [int(n) for n in value.split(",")]
-        else:
-            kwargs[key] = {"true": True, "false": False}.get(value, int(value) if value.isdigit() else value)
-    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
-    head = {"command": " ".join(sys.argv[1:]), "device": device, "torch": torch.__version__}
-    print(json.dumps(head | functions[figure](**kwargs), indent=2))
 
 
 if __name__ == "__main__":

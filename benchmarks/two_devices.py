@@ -76,7 +76,7 @@ def _relative(x: float, y: float) -> float:
 
 def check(root: Path, accelerator: str) -> dict[str, float]:
     """The distances of the small runs on two devices to those on one."""
-    distances = {}
+    distances: dict[str, float] = {}
     for name, method in METHODS.items():
         overrides = [*EXACT, *DATA, *method, "trainer.max_epochs=2", f"trainer.accelerator={accelerator}"]
         folders = {on: train(root / name / on.replace(" ", "_"), *overrides, *devices) for on, devices in ON.items()}
@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("check", "speed"))
     parser.add_argument("overrides", nargs="*", help="of the run whose speed is measured")
     args = parser.parse_args()
+    if args.accelerator == "gpu" and (found := torch.cuda.device_count()) < 2:
+        parser.error(f"{found} GPUs are visible: two are needed, or --accelerator cpu")
     device = torch.cuda.get_device_name() if args.accelerator == "gpu" else "cpu"
     report: dict[str, Any] = {"device": device, "torch": torch.__version__}
     with TemporaryDirectory() as root:

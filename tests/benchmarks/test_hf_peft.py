@@ -1,14 +1,16 @@
 """The other side of the benchmarks does what it says: it trains, scores and generates as plain torch and PEFT do."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
+import hf_peft as hf
 import pytest
 import torch
+from hf_peft.adapters import with_random_adapters
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import set_seed
 
 from lorachains.batch import Tokens
 from lorachains.data.tokens import encode_eval, encode_train
@@ -16,18 +18,7 @@ from lorachains.errors import LorachainsError
 from lorachains.models import LanguageModel, tiny
 from tests.data.stub import examples, stub_module
 
-_FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "hf_peft.py"
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-@pytest.fixture(scope="module")
-def hf() -> Any:
-    spec = importlib.util.spec_from_file_location("hf_peft", _FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=DEVICES)
@@ -81,9 +72,7 @@ def reference_losses(lm: LanguageModel, folder: Path, rows: list[Tokens], batch_
     return losses
 
 
-def test_training_is_that_of_a_plain_loop(
-    hf: Any, lm: LanguageModel, rows: list[Tokens], device: str, tmp_path: Path
-) -> None:
+def test_training_is_that_of_a_plain_loop(lm: LanguageModel, rows: list[Tokens], device: str, tmp_path: Path) -> None:
     before = weights(lm)
     start = adapter(lm, tmp_path)
     overrides = {"max_grad_norm": 0.0, "train_sampling_strategy": "sequential"}
@@ -100,7 +89,7 @@ def test_training_is_that_of_a_plain_loop(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_figures_of_steps(hf: Any, lm: LanguageModel, device: str) -> None:
+def test_figures_of_steps(lm: LanguageModel, device: str) -> None:
     """Tokens are counted without padding and without the warm-up; times add up to no more than the wall's."""
     rows = [Tokens([1] * n, [-100] * (n - 1) + [1]) for n in (9, 5, 7, 3, 4, 8)]
     figures = hf.train(
@@ -115,7 +104,7 @@ def test_figures_of_steps(hf: Any, lm: LanguageModel, device: str) -> None:
 
 
 @pytest.mark.slow
-def test_best_settings_train_alike(hf: Any, lm: LanguageModel, rows: list[Tokens], device: str, tmp_path: Path) -> None:
+def test_best_settings_train_alike(lm: LanguageModel, rows: list[Tokens], device: str, tmp_path: Path) -> None:
     start = adapter(lm, tmp_path)
     overrides = {"max_grad_norm": 0.0, "train_sampling_strategy": "sequential", "bf16": False}
     figures = hf.train(
@@ -126,7 +115,7 @@ def test_best_settings_train_alike(hf: Any, lm: LanguageModel, rows: list[Tokens
     torch.testing.assert_close(figures["losses"], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_settings_do_not_outlive_a_call(hf: Any, lm: LanguageModel, rows: list[Tokens], device: str) -> None:
+def test_settings_do_not_outlive_a_call(lm: LanguageModel, rows: list[Tokens], device: str) -> None:
     """Accelerate keeps its state for the process: bf16 and back gives the first losses again."""
 
     def losses(**overrides: Any) -> Any:
@@ -141,7 +130,7 @@ def test_settings_do_not_outlive_a_call(hf: Any, lm: LanguageModel, rows: list[T
     assert mixed == pytest.approx(first, rel=0.05)
 
 
-def test_a_run_keeps_the_best_epoch(hf: Any, lm: LanguageModel, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_keeps_the_best_epoch(lm: LanguageModel, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scored by a stand-in, which remembers the adapter that it saw: the test sees the best epoch's again."""
     data = stub_module(lm.tokenizer)
     script, seen = iter([0.2, 0.8, 0.8, 0.5]), []
@@ -150,7 +139,7 @@ def test_a_run_keeps_the_best_epoch(hf: Any, lm: LanguageModel, device: str, mon
         seen.append(torch.cat([p.detach().flatten().cpu() for p in model.parameters() if p.requires_grad]))
         return next(script)
 
-    monkeypatch.setattr(hf, "accuracy", accuracy)
+    monkeypatch.setattr(hf.runs, "accuracy", accuracy)
     figures = hf.run(lm, data, settings="default", lr=1e-2, seed=0, device=device, epochs=3, warmup=2)
     assert (figures["val_accuracy"], figures["best_epoch"], figures["test_accuracy"]) == ([0.2, 0.8, 0.8], 2, 0.5)
     assert torch.equal(seen[3], seen[1])
@@ -159,13 +148,13 @@ def test_a_run_keeps_the_best_epoch(hf: Any, lm: LanguageModel, device: str, mon
     assert 0 < figures["evaluation_seconds"] + figures["training"]["step_seconds"] < figures["seconds"]
 
 
-def test_a_run_scores_by_itself(hf: Any, lm: LanguageModel, device: str) -> None:
+def test_a_run_scores_by_itself(lm: LanguageModel, device: str) -> None:
     figures = hf.run(lm, stub_module(lm.tokenizer), settings="default", lr=1e-2, seed=0, device=device, epochs=2)
     assert [score * 5 % 1 for score in figures["val_accuracy"]] == pytest.approx([0, 0])
     assert figures["test_accuracy"] * 6 % 1 == pytest.approx(0)
 
 
-def test_accuracy_is_that_of_each_candidate_alone(hf: Any, lm: LanguageModel, device: str) -> None:
+def test_accuracy_is_that_of_each_candidate_alone(lm: LanguageModel, device: str) -> None:
     """Candidates of different lengths, in batches that cut examples apart."""
     rows = encode_eval(lm.tokenizer, examples(10, candidates=(" by no means", " no", " yes")), 0, 64)
     model = lm.model.to(device)  # type: ignore[arg-type]
@@ -184,7 +173,7 @@ def test_accuracy_is_that_of_each_candidate_alone(hf: Any, lm: LanguageModel, de
     assert hf.accuracy(model, rows, lm.tokenizer, 4) == pytest.approx(right(torch.mean))
 
 
-def test_a_mixed_batch_generates_what_each_adapter_does(hf: Any, lm: LanguageModel, device: str) -> None:
+def test_a_mixed_batch_generates_what_each_adapter_does(lm: LanguageModel, device: str) -> None:
     prompts = ["a", "bc d", "ef", "ghi jk", "l"]
     figures = hf.generate(lm, 2, prompts, 6, device=device, repeats=1)
     mixed, merged = figures["mixed"], figures["merged"]
@@ -194,7 +183,7 @@ def test_a_mixed_batch_generates_what_each_adapter_does(hf: Any, lm: LanguageMod
         assert one["tokens_per_second"] * one["seconds"] == pytest.approx(5 * 6)
 
 
-def test_no_token_ends_a_generation(hf: Any, lm: LanguageModel, device: str) -> None:
+def test_no_token_ends_a_generation(lm: LanguageModel, device: str) -> None:
     def texts() -> Any:
         return hf.generate(lm, 1, ["a"], 6, device=device, repeats=1)["merged"]["texts"]
 
@@ -204,9 +193,7 @@ def test_no_token_ends_a_generation(hf: Any, lm: LanguageModel, device: str) -> 
     assert texts() == free
 
 
-def test_one_adapters_step_begins_at_the_base_models_loss(
-    hf: Any, lm: LanguageModel, rows: list[Tokens], device: str
-) -> None:
+def test_one_adapters_step_begins_at_the_base_models_loss(lm: LanguageModel, rows: list[Tokens], device: str) -> None:
     figures = hf.mixed_training_step(lm, rows, settings="default", device=device, warmup=1, steps=3)
     assert figures["loss"] == pytest.approx(_loss(tiny(hidden_size=32).model, rows), rel=1e-4)
     assert figures["seconds"] > 0
@@ -214,20 +201,20 @@ def test_one_adapters_step_begins_at_the_base_models_loss(
 
 @pytest.mark.parametrize("trainable", [False, True])
 def test_xlora_of_one_adapter_is_that_adapter(
-    hf: Any, lm: LanguageModel, rows: list[Tokens], device: str, trainable: bool
+    lm: LanguageModel, rows: list[Tokens], device: str, trainable: bool
 ) -> None:
     """Its softmax over one adapter is 1: the adapter that was saved is the one that it runs."""
     before = weights(lm)
     figures = hf.xlora_step(lm, 1, rows, device=device, trainable_adapters=trainable, seed=5, warmup=0, steps=2)
-    hf.set_seed(5)
-    expected = _loss(hf._with_random_adapters(tiny(hidden_size=32).model, 1), rows)
+    set_seed(5)
+    expected = _loss(with_random_adapters(tiny(hidden_size=32).model, 1), rows)
     assert figures["loss"] == pytest.approx(expected, rel=1e-4)
     assert expected != pytest.approx(_loss(lm.model.cpu(), rows), rel=1e-3)
     assert figures["seconds"] > 0
     assert before.keys() == weights(lm).keys()
 
 
-def test_xlora_of_several_adapters(hf: Any, lm: LanguageModel, rows: list[Tokens], device: str) -> None:
+def test_xlora_of_several_adapters(lm: LanguageModel, rows: list[Tokens], device: str) -> None:
     one, three = (hf.xlora_step(lm, n, rows, device=device, warmup=0, steps=1)["loss"] for n in (1, 3))
     assert one != pytest.approx(three, rel=1e-4)
 
@@ -242,8 +229,8 @@ def _loss(model: Any, rows: list[Tokens]) -> float:
     return float(torch.cat(parts).sum()) / sum(label != -100 for row in rows for label in row.labels[1:])
 
 
-def test_what_cannot_be_measured_is_refused(hf: Any, lm: LanguageModel, rows: list[Tokens]) -> None:
-    given = {"batch_size": 4, "lr": 1e-3, "seed": 0, "device": "cpu"}
+def test_what_cannot_be_measured_is_refused(lm: LanguageModel, rows: list[Tokens]) -> None:
+    given: Any = {"batch_size": 4, "lr": 1e-3, "seed": 0, "device": "cpu"}
     with pytest.raises(LorachainsError, match="steps is None and epochs is None: give one"):
         hf.train(lm, rows, settings="default", **given)
     with pytest.raises(LorachainsError, match="settings is 'fast': give default or best"):

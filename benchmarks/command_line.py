@@ -1,0 +1,78 @@
+"""The command line of the benchmarks: `FIGURE key=value …`; and figures of parts, each kept as soon as it is found."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import DEVICE, Figures
+
+from lorachains.errors import LorachainsError
+
+_LISTS = {"runs": int, "adapters": int, "skip": str}
+
+
+def arguments(given: Sequence[str]) -> Figures:
+    """What `key=value` pairs say; `model` is the argument `name`."""
+    found: Figures = {"name": "smollm2-135m"}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise LorachainsError(f"{pair!r} is no setting: give key=value")
+        if key in _LISTS:
+            found[key] = [_LISTS[key](item) for item in value.split(",")]
+        else:
+            plain = {"true": True, "false": False}.get(value, int(value) if value.isdigit() else value)
+            found["name" if key == "model" else key] = plain
+    return found
+
+
+def device() -> str:
+    """On what is measured."""
+    return torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
+
+
+def run(functions: dict[str, Callable[..., Figures]]) -> None:
+    """Prints what one of the functions has found; of wrong input one line."""
+    try:
+        figure, *given = sys.argv[1:] or [""]
+        if figure not in functions:
+            raise LorachainsError(f"the figure is {figure!r}: give one of {', '.join(functions)}, then key=value …")
+        head = {"command": " ".join(sys.argv[1:]), "device": device(), "torch": torch.__version__}
+        print(json.dumps(head | functions[figure](**arguments(given)), indent=2))
+    except LorachainsError as error:
+        sys.exit(f"error: {error}")
+
+
+class Parts:
+    """Parts of a figure, in a file that has each of them as soon as it is found.
+
+    The same command goes on after what is in it, so that one which is cut loses the part under way and no other.
+
+    Args:
+        settings: of the command, as far as they change what is found.
+        skip: parts to leave out.
+
+    Raises:
+        LorachainsError: the file is of other settings, or of another device.
+    """
+
+    def __init__(self, path: Path, settings: Figures, skip: Sequence[str] = ()):
+        self.path, self.skip = path, skip
+        self._head = {"settings": settings, "device": device(), "torch": torch.__version__}
+        self.found: Figures = {}
+        if path.is_file():
+            kept = json.loads(path.read_text())
+            if any(kept.get(key) != value for key, value in self._head.items()):
+                raise LorachainsError(f"{path} holds figures of another command or device: give another output")
+            self.found = kept["parts"]
+
+    def find(self, part: str, measure: Callable[[], Any]) -> None:
+        """Measures a part, unless it is there already or is to be left out."""
+        if part in self.skip or part in self.found:
+            return
+        self.found[part] = measure()
+        self.path.write_text(json.dumps(self._head | {"parts": self.found}, indent=2) + "\n")
+        print(f"{part}: in {self.path}", file=sys.stderr)

@@ -1,0 +1,37 @@
+"""Trainer's settings: its own ("default"), or those with which a competent user makes it fast ("best")."""
+
+from typing import Any
+
+import torch
+from transformers.utils.import_utils import is_liger_kernel_available
+
+from lorachains.errors import LorachainsError
+
+
+def is_best(settings: str) -> bool:
+    """Whether they are "best". Raises `LorachainsError` for another word than "default"."""
+    if settings not in ("default", "best"):
+        raise LorachainsError(f"settings is {settings!r}: give default or best")
+    return settings == "best"
+
+
+def arguments(settings: str, cuda: bool) -> dict[str, Any]:
+    """Of `TrainingArguments`. Raises `LorachainsError` where Trainer would spread over several GPUs."""
+    if cuda and torch.cuda.device_count() > 1:
+        raise LorachainsError(
+            f"{torch.cuda.device_count()} GPUs are visible, over which Trainer would spread: set CUDA_VISIBLE_DEVICES=0"
+        )
+    always = {"use_cpu": not cuda, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    return always | (_best(cuda) if is_best(settings) else {})
+
+
+def _best(cuda: bool) -> dict[str, Any]:
+    """What makes Trainer faster on one device and changes no more than the rounding and which rows share a batch."""
+    on_cuda = {
+        "tf32": True, "dataloader_pin_memory": True, "accelerator_config": {"non_blocking": True},
+        "use_liger_kernel": is_liger_kernel_available(),
+    }  # fmt: skip
+    return {
+        "bf16": True, "optim": "adamw_torch_fused", "torch_compile": True, "train_sampling_strategy": "group_by_length",
+        "logging_nan_inf_filter": False,  # waits for the device in each step
+    } | (on_cuda if cuda else {})  # fmt: skip

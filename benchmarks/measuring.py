@@ -1,0 +1,167 @@
+"""What the benchmarks share: the project's parts at work on random texts of one length, and how they are timed.
+
+A step's time is the median over windows of `WINDOW` optimizer steps of a whole fit, data loading included; the first
+window is warm-up.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import fmean, median
+from typing import Any, cast
+
+import lightning as L
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from lorachains.batch import IGNORED, Tokens, pack
+from lorachains.config import conf_dir
+from lorachains.data import Example, RunsDataModule, Task, TaskDataModule
+from lorachains.data.tokens import Encoded
+from lorachains.jobs import stack
+from lorachains.methods import Lora
+from lorachains.models import LanguageModel
+from lorachains.optim import AdapterRates
+
+WINDOW = 20
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Figures = dict[str, Any]
+
+
+def chosen(name: str) -> list[str]:
+    """The overrides that choose the model: one of `conf/model/`, a hub name, or a file's path."""
+    return ["model=hf", f"model.name={name}"] if "/" in name else [f"model={name}"]
+
+
+def settings(name: str, *overrides: str, random: bool = False) -> Any:
+    """The project's config for the model."""
+    more = ["model.random_weights=true"] if random else []
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", [*chosen(name), *more, *overrides])
+
+
+def load(cfg: Any) -> LanguageModel:
+    """The model, on the device; random weights are drawn there."""
+    with torch.device(DEVICE):
+        base: LanguageModel = instantiate(cfg.model)
+    model: Any = base.model
+    model.to(DEVICE)
+    return base
+
+
+def texts(base: LanguageModel, count: int, seq: int) -> list[Tokens]:
+    """Random tokens; the last eighth is the answer."""
+    ids = torch.randint(3, base.model.config.vocab_size, (count, seq), generator=torch.Generator().manual_seed(0))
+    answer = seq - seq // 8
+    return [Tokens(row, [IGNORED] * answer + row[answer:]) for row in ids.tolist()]
+
+
+class FixedRows(TaskDataModule):
+    """Random texts of one length; a handful to validate."""
+
+    def __init__(self, base: LanguageModel, texts: Sequence[Tokens], batch_size: int):
+        super().__init__(
+            base.tokenizer, cast(Any, None), ["random"], batch_size=batch_size, eval_batch_size=None, train_size=1,
+            val_size=1, test_size=1, seed=0, order_seed=0, max_length=4096,
+        )  # fmt: skip
+        example = Example("random", "", "yes", "random:1", ("yes",))
+        rows = [Encoded(example, 0, [text]) for text in texts]
+        self.tasks = [Task("random", lambda row: example)]
+        self._rows = {"train": rows, "val": rows[:2], "test": rows[:2]}
+
+
+class Windows(L.Callback):
+    """Seconds a step, for each window after the first."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step % WINDOW == 0:
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if self._began:
+                self.seconds.append((now - self._began) / WINDOW)
+            self._began = now
+
+
+def make(cfg: Any, base: LanguageModel, runs: int) -> Lora:
+    """The config's method with so many runs side by side, which differ in their seeds."""
+    parts = [instantiate(cfg.method, _partial_=True) for _ in range(runs)]
+    method = stack([partial(p.func, **{**p.keywords, "seed": seed}) for seed, p in enumerate(parts)], base)
+    assert isinstance(method, Lora)
+    return method
+
+
+def train(method: Lora, cfg: Any, base: LanguageModel, rows: Sequence[Tokens], batch_size: int) -> Figures:
+    """One epoch over the rows, by each run."""
+    data = FixedRows(base, rows, batch_size)
+    windows = Windows()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    cfg = {**cfg.trainer, "max_epochs": 1, "enable_progress_bar": False}
+    trainer = instantiate(cfg, logger=[], callbacks=[windows])
+    trainer.fit(method, RunsDataModule([data.in_order(seed) for seed in range(len(method.seeds))]))
+    peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
+    return {
+        "step_seconds": median(windows.seconds), "windows": windows.seconds, "seconds": time.perf_counter() - start,
+        "peak_memory_bytes": peak, "compiled": method.passes.replayed,
+    }  # fmt: skip
+
+
+def losses(method: Lora, rows: Sequence[Tokens], order: Sequence[Sequence[int]]) -> list[float]:
+    """The losses of the first steps at the rate 5e-4, without schedule, by the plain passes."""
+    method.chain.flatten()
+    optimizer = method.fresh_optimizer()
+    AdapterRates(optimizer, torch.full((1,), 5e-4, device=DEVICE))
+    found = []
+    for batch in order:
+        terms, gradient = method.passes.train(pack([rows[i] for i in batch]).to(DEVICE))
+        found.append(float(terms["lm"]))
+        method.chain.flat[0].grad = None
+        method.add_gradient(gradient, 1.0)
+        optimizer.step()
+    return found
+
+
+def take_out(method: Lora) -> None:
+    """Puts the model back as it was, without banks."""
+    model = method.model
+    for name, bank in method.chain.banks.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, bank.base_layer)
+    for module in model.modules():
+        module._compiled_call_impl = None
+        module._forward_hooks.clear()
+    torch.compiler.reset()
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+
+
+def check_same(ours: Sequence[float], theirs: Sequence[float]) -> None:
+    """Refuses to compare the speed of two different computations."""
+    apart = abs(fmean(ours) - fmean(theirs)) / fmean(theirs)
+    if not apart < 0.02:
+        raise SystemExit(f"the two sides train differently: mean losses {fmean(ours):.4f} and {fmean(theirs):.4f}")
+
+
+def timed(work: Callable[[], object], times: int) -> Figures:
+    """Median seconds, without the first, and the peak of memory above what was there."""
+    seconds = []
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if DEVICE == "cuda" else 0
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() - before if DEVICE == "cuda" else 0
+    return {"seconds": median(seconds[1:]), "first_seconds": seconds[0], "peak_bytes_above": peak}

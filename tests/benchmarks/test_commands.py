@@ -1,0 +1,54 @@
+"""Whole commands: a figure that is cut keeps its finished parts; both sides train on the same rows."""
+
+import json
+from pathlib import Path
+
+import commands
+import pytest
+from command_line import Parts, arguments
+from measuring import Figures
+
+from lorachains.errors import LorachainsError
+
+
+def test_what_a_cut_command_has_found_is_not_measured_again(tmp_path: Path) -> None:
+    path, measured = tmp_path / "figures.json", list[str]()
+
+    def find(part: str) -> None:
+        def measure() -> Figures:
+            measured.append(part)
+            return {"seconds": 1.5}
+
+        Parts(path, {"rows": 8}, skip=["left out"]).find(part, measure)
+
+    find("theirs")
+    with pytest.raises(ZeroDivisionError):
+        Parts(path, {"rows": 8}).find("ours", lambda: 1 / 0)
+    for part in ("theirs", "left out", "ours"):
+        find(part)
+    assert measured == ["theirs", "ours"]
+    assert json.loads(path.read_text())["parts"] == {"theirs": {"seconds": 1.5}, "ours": {"seconds": 1.5}}
+    with pytest.raises(LorachainsError, match=r"figures\.json holds figures of another command"):
+        Parts(path, {"rows": 9})
+
+
+def test_wrong_settings_are_told_in_one_line() -> None:
+    assert arguments(["model=tiny", "skip=ours,theirs"]) == {"name": "tiny", "skip": ["ours", "theirs"]}
+    with pytest.raises(LorachainsError, match="'rows' is no setting: give key=value"):
+        arguments(["rows"])
+
+
+def test_the_grids_ratio_is_of_the_parts_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(*_: object) -> Figures:
+        return {"seconds": 2.0}
+
+    monkeypatch.setattr(commands, "_run_of_grid", one)
+    monkeypatch.setattr(commands, "_our_grid", lambda *_: {"seconds": 4.0})
+    found = commands.grid("tiny", "DIR", str(tmp_path / "grid.json"), skip=["ours_again"])
+    assert found["25 x theirs / ours"] == {"theirs, ours": 12.5}
+
+
+@pytest.mark.slow
+def test_one_run_of_both_sides(data_root: Path) -> None:
+    one = commands.one_run("tiny", str(data_root), rows=24, epochs=1, repeats=1)
+    assert one["theirs / ours"] == one["theirs"][0] / one["ours"][0]

@@ -1,0 +1,52 @@
+"""The commands that compare steps run on any machine, and refuse to compare different computations."""
+
+import json
+import sys
+
+import command_line
+import measuring
+import pytest
+import speed
+
+
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "WINDOW", 4)
+
+
+def test_a_step_of_both_sides() -> None:
+    found = speed.step("tiny", rows=2, seq=16, steps=24)
+    means = found["mean of the first losses"]
+    assert means["ours"] == pytest.approx(means["theirs"], rel=1e-4), "the same adapter, the same rows"
+    assert len(found["ours"]["windows"]) == 5
+    assert found["ratios"]["hf_default / ours"] == found["hf_default"]["step_seconds"] / found["ours"]["step_seconds"]
+
+
+def test_different_computations_are_not_compared() -> None:
+    with pytest.raises(SystemExit, match="the two sides train differently"):
+        measuring.check_same([2.0, 1.0], [2.0, 1.1])
+
+
+def test_runs_side_by_side() -> None:
+    found = speed.side_by_side("tiny", rows=2, seq=16, runs=[1, 3], steps=24)
+    assert found["seconds_per_run"]["3"] == found["3"]["step_seconds"] / 3
+
+
+def test_mixed_batches() -> None:
+    found = speed.mixed("tiny", rows=4, seq=16, adapters=[1, 4], steps=24)
+    assert {"1", "4", "peft, one adapter"} == found.keys()
+
+
+def test_knots_of_both_modes() -> None:
+    found = speed.knot("tiny", rows=2, seq=16, knots=3)
+    assert all(found[mode][part]["seconds"] > 0 for mode in ("ledger", "merge") for part in ("step", "knot"))
+
+
+def test_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(sys, "argv", ["speed.py", "figure", "model=tiny", "rows=8", "runs=1,5", "best=true"])
+    command_line.run({"figure": lambda **kwargs: given.update(kwargs) or {"seconds": 1.5}})
+    assert given == {"name": "tiny", "rows": 8, "runs": [1, 5], "best": True}
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["command"] == "figure model=tiny rows=8 runs=1,5 best=true"
+    assert printed["seconds"] == 1.5
