@@ -6,7 +6,7 @@ TABLES := $(basename $(notdir $(wildcard sweeps/*.yaml)))
 SIZE ?= small
 
 .DEFAULT_GOAL := help
-.PHONY: $(TABLES) reproduce help setup demo test test-slow check lint layers types format build clean
+.PHONY: $(TABLES) reproduce smoke help setup demo test test-slow check lint layers types format build clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,7 +38,10 @@ test: $(SETUP) ## run the tests, in a process for each core
 test-slow: $(SETUP) ## run the tests that download a model or take minutes
 	$(BIN)/python -m pytest -m slow
 
-check: lint types layers test ## all that CI runs
+smoke: $(SETUP) ## make every table and figure in a few minutes, of a tiny model
+	OMP_NUM_THREADS=1 $(BIN)/python -m lorachains.reproduce table=all size=smoke root=runs/smoke
+
+check: lint types layers test smoke ## all that CI runs
 
 lint: $(SETUP) ## look for mistakes and unformatted files
 	$(BIN)/ruff check .

@@ -53,22 +53,26 @@ def make_report(
     cells, more_left_out = make_cells(runs, layout)
     pairs = pair_rows(cells, baseline) if baseline else []
     unfinished = [run for run in runs if run.metrics is None]
-    return report_of_cells(cells, pairs, unfinished, {**left_out, **more_left_out}, title=title, also=also, x=x,
-                           by=layout.by, theirs=theirs)  # fmt: skip
+    order = tables.labels(cells, theirs, [base.row for _, base in pairs])
+    out = {**left_out, **more_left_out}
+    return report_of_cells(
+        cells, *order, pairs, unfinished, out, title=title, also=also, x=x, by=layout.by, theirs=theirs
+    )
 
 
 def report_of_cells(
-    cells: Sequence[Cell], pairs: Sequence[tuple[Cell, Cell]], unfinished: Sequence[Run], left_out: Mapping[Path, str],
+    cells: Sequence[Cell], rows: Sequence[str], columns: Sequence[str], pairs: Sequence[tuple[Cell, Cell]],
+    unfinished: Sequence[Run], left_out: Mapping[Path, str],
     *, title: str, also: Sequence[str], x: str | None, by: str, theirs: Sequence[Published],
 ) -> Report:  # fmt: skip
-    """The tables and figures of these cells, in the paper's order, else in their own with baselines first.
+    """The tables and figures of these cells.
 
     Args:
+        rows, columns: their labels, in order.
         pairs: cells, each with the one that it is compared with.
         theirs: the paper's values.
     """
     found = {split: compare_pairs(pairs, split) for split in ("test", "test_last")} if pairs else {}
-    rows, columns = tables.labels(cells, theirs, [base.row for _, base in pairs])
     shown = [tables.scores(cells, rows, columns, split) for split in ("test", "test_last")]
     shown += [tables.comparisons(own, theirs, split) for split, own in found.items()]
     shown += [tables.beside_paper(cells, theirs)] if theirs else []

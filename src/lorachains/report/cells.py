@@ -158,8 +158,8 @@ def _candidates(
     unknown = [path for path, pair in found.items() if pair is None]
     if unknown and len(finished) > 1:
         raise LorachainsError(
-            f"{unknown[0]}: metrics.json has no val/{by} and val/loss, by which to choose in {where}: make rows of what is "
-            "to be chosen"
+            f"{unknown[0]}: metrics.json has no val/{by} and val/loss, by which to choose in {where}: make rows of "
+            "what is to be chosen"
         )
     chosen = choose(results, layout.by, not is_share(by)) if len(finished) > 1 else next(iter(finished), None)
     return {name: _candidate(own, results.get(name, []), layout) for name, own in groups.items()}, chosen

@@ -60,7 +60,7 @@ def pair_rows(cells: Sequence[Cell], baseline: Mapping[str, Any]) -> list[tuple[
 
 
 def compare_pairs(pairs: Sequence[tuple[Cell, Cell]], split: str = "test") -> list[Comparison]:
-    """Cells with their baselines. Those of one row and a baseline of one row, or of two such columns, are one family."""
+    """Cells with their baselines. All of one row against another, or of one column, are one family of tests (Holm)."""
     families: dict[tuple[str, str], list[Comparison]] = {}
     for cell, base in pairs:
         labels = (cell.row, base.row) if cell.column == base.column else (cell.column, base.column)

@@ -68,7 +68,7 @@ class Run:
         return list(given)
 
     def result(self, split: str, metric: str) -> float | None:
-        """A metric of one split ("test", "test_last", "val"); of the test split also any other key of `metrics.json`."""
+        """A metric of one split ("test", "test_last", "val"); of the first also any other key of `metrics.json`."""
         found = self.metrics or {}
         return found.get(f"{split}/{self.part}{metric}", found.get(metric) if split == "test" else None)
 

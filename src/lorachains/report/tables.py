@@ -205,7 +205,8 @@ def _pivot(
 def _head(column: str, metrics: Sequence[str]) -> str:
     """A column's label with the metric and the unit, as far as its cells have them in common."""
     names, units = {metric.rsplit("/", 1)[-1] for metric in metrics}, {unit(metric) for metric in metrics}
-    told = [*(names if len(names) == 1 else ()), *(units - names if len(units) == 1 else ())]
+    one = next(iter(names)) if len(names) == 1 else ""
+    told = [*filter(None, [one]), *(u for u in units if len(units) == 1 and not one.endswith(u))]
     return ", ".join(filter(None, [column, " ".join(told)]))
 
 

@@ -1,4 +1,4 @@
-"""A table's report: its cells under the labels of its sweep, of the runs that are finished, beside the paper's values."""
+"""A table's report: the cells of its sweep, of the runs that are finished, beside the paper's values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,9 +26,12 @@ def report(table: Table) -> Report:
     cells = [cell for own in table.cells if (cell := _cell(own, by_folder, layout, sweep.x))]
     theirs = read_published(sweep.published, sweep.table) if sweep.published else []
     unfinished = [run for run in runs if run.metrics is None]
+    there = {label for cell in cells for label in (cell.row, cell.column)}
+    rows, columns = ([p.label for p in parts if p.label in there] for parts in (sweep.rows, sweep.columns))
     made = report_of_cells(
-        cells, pairs(cells, sweep.against), unfinished, left_out, title=f"{sweep.name} ({sweep.size}): {sweep.title}",
-        also=["run/seconds"], x=sweep.x, by=sweep.by, theirs=theirs,
+        cells, rows, columns, pairs(cells, sweep.against), unfinished, left_out,
+        title=f"{sweep.name} ({sweep.size}): {sweep.title}", also=["run/seconds"], x=sweep.x, by=sweep.by,
+        theirs=theirs,
     )  # fmt: skip
     notes = [f"{label}: not run: {why}" for label, why in sweep.left_out.items()]
     return replace(made, tables=[replace(t, notes=[*t.notes, *notes]) if t.name == "paper" else t for t in made.tables])
