@@ -14,8 +14,9 @@ import torch
 
 def record(file: Path) -> None:
     """Appends a JSON object to `file`: `time`, `lorachains`, `commit`, `torch`, `python`, `device`, `command`."""
+    command = " ".join(["python", *sys.argv])
     with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_here()}) + "\n")
+        lines.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_here(), "command": command}) + "\n")
 
 
 @cache
@@ -40,5 +41,4 @@ def _here() -> dict[str, str | None]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
-        "command": " ".join(["python", *sys.argv]),
     }

@@ -11,7 +11,7 @@ from lorachains.callbacks.checkpoint import LastCheckpoint
 from lorachains.callbacks.flops import FlopsCount
 from lorachains.callbacks.progress import Progress, Throughput
 from lorachains.data import RunsDataModule
-from lorachains.data.statistics import told, token_counts
+from lorachains.data.statistics import token_counts, told
 from lorachains.evaluation import summarise
 from lorachains.memory import peak_memory
 from lorachains.methods import Method

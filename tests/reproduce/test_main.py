@@ -36,7 +36,23 @@ rows: {LoRA: [method=lora], COLA: [method=cola, knots.links=2]}
 columns: {syllogism: []}
 sizes: {smoke: {}}
 """
-COMMAND = [sys.executable, "-m", "lorachains.reproduce", "table=cola-table3", "size=smoke"]
+MIXTURES = """
+paper: moa
+title: of nothing
+minutes: {smoke: 1}
+select: {over: [optim.lr], by: loss}
+against: {MoA: Single}
+model: [model=tiny]
+data: ["data.tasks=[syllogism,acre]", data.train_size=8, data.val_size=2, data.test_size=2, data.batch_size=4]
+each: ["seed=0,1", "optim.lr=1e-3,1e-2", trainer.max_epochs=1]
+rows: {syllogism: [], all: {name: ""}}
+columns:
+  Single: {overrides: [method=single_lora], metric: "test/{row}/loss"}
+  MoA: {overrides: [method=moa], metric: "test/{row}/loss", from: {method.experts: [method=single_lora]}}
+sizes: {smoke: {}}
+"""
+TABLES = "cola-table3,chain-of-lora-table2,moa-table4"
+COMMAND = [sys.executable, "-m", "lorachains.reproduce", f"table=[{TABLES}]", "size=smoke"]
 
 
 @pytest.fixture
@@ -86,14 +102,44 @@ def test_a_job_that_cannot_be_composed_is_named(tmp_path: Path) -> None:
         Composer(tmp_path).table(sweep)
 
 
-def run_to_end(root: Path) -> None:
-    subprocess.run([*COMMAND, f"root={root}"], check=True, capture_output=True)
+def test_runs_begin_with_those_of_the_same_seed_and_rate(tmp_path: Path) -> None:
+    """They are made after them, also where the table is made of them alone, and named after them."""
+    (tmp_path / "moa-table2.yaml").write_text(MIXTURES)
+    sweep = read(tmp_path / "moa-table2.yaml", "smoke")
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        table = Composer(tmp_path / "runs").table(sweep)
+    order = [run.name for run in table.runs]
+    mixtures = [run for cell in table.cells for run in cell.runs if cell.column.label == "MoA"]
+    assert len(order) == 8
+    assert {run.name for run in mixtures} | {run.name for run in table.cells[0].runs} == set(order)
+    for run in mixtures:
+        [first] = run.before
+        assert order.index(first.name) < order.index(run.name)
+        assert f"method.experts='{first.folder.path}'" in run.overrides
+        for key in ("seed=", "optim.lr="):
+            own, theirs = ([text for text in of.overrides if text.startswith(key)] for of in (run, first))
+            assert own == theirs
 
 
-def run_and_kill(root: Path, seconds: float) -> None:
+def test_a_run_for_each_to_begin_with(tmp_path: Path) -> None:
+    (tmp_path / "moa-table2.yaml").write_text(MIXTURES.replace("[method=single_lora]}}", "[seed=0]}}"))
+    sweep = read(tmp_path / "moa-table2.yaml", "smoke")
+    with pytest.raises(LorachainsError, match=r"MoA: 4 runs, of which each begins with one of 2 \(method.experts\)"):
+        sweep.jobs(sweep.rows[0], sweep.columns[1])
+
+
+def run_to_end(folder: Path) -> None:
+    """In `folder / "runs"`; relative, since a run is named after the folder of the one that it begins with, too."""
+    folder.mkdir(exist_ok=True)
+    subprocess.run([*COMMAND, "root=runs"], cwd=folder, check=True, capture_output=True)
+
+
+def run_and_kill(folder: Path, seconds: float) -> None:
+    folder.mkdir(exist_ok=True)
     process = subprocess.Popen(
-        [*COMMAND, f"root={root}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+        [*COMMAND, "root=runs"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -108,9 +154,7 @@ def test_every_table_and_figure_at_smoke_size(tmp_path: Path) -> None:
         sweep = load(name, "smoke")
         with (tmp_path / name / "cells.csv").open(encoding="utf-8", newline="") as file:
             cells = {(row["row"], row["column"]) for row in csv.DictReader(file)}
-        assert cells == {
-            (row.label, column.label) for row in sweep.rows for column in sweep.columns if not column.metric
-        }
+        assert cells == {(row.label, column.label) for row in sweep.rows for column in sweep.columns}
         assert (tmp_path / name / "report.html").is_file()
 
 
@@ -124,20 +168,23 @@ def test_killed_five_times_at_random_moments(tmp_path: Path) -> None:
         run_and_kill(tmp_path / "killed", rng.uniform(0.2, 0.9) * whole)
         assert not workers(tmp_path / "killed")
     run_to_end(tmp_path / "killed")
-    folders = [file.parent for file in (tmp_path / "whole").glob("*/metrics.json")]
-    assert len(folders) == 12
+    folders = [file.parent for file in (tmp_path / "whole" / "runs").glob("*/metrics.json")]
+    assert len(folders) == 12 + 2 + 6
     for folder in folders:
-        other = tmp_path / "killed" / folder.name
+        other = tmp_path / "killed" / "runs" / folder.name
         assert metrics(other) == metrics(folder)
         assert predictions(other) == predictions(folder)
+    for name in TABLES.split(","):
+        one, other = (tmp_path / way / "runs" / name / "cells.csv" for way in ("whole", "killed"))
+        assert one.read_text() == other.read_text()
 
 
-def workers(root: Path) -> list[int]:
-    """The processes whose command line names the folder."""
+def workers(folder: Path) -> list[int]:
+    """The processes that work in the folder."""
     found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
+    for file in Path("/proc").glob("[0-9]*/cwd"):
         try:
-            if str(root).encode() in file.read_bytes():
+            if file.readlink() == folder:
                 found.append(int(file.parent.name))
         except OSError:
             continue

@@ -1,14 +1,15 @@
 """`sweeps/*.yaml`: one published table or figure each, as the runs that make it.
 
-The keys of a file: `title`; `minutes`, by size, expected on one GPU (two CPU cores for `smoke`); `paper`, whose table or
-figure it is, null for a study of our own; `model`, `data` and `each`, Hydra overrides of all jobs; `rows` and `columns`,
-each label with the overrides that make it, or with a mapping (`overrides`, `metric`, `name`, `from`: see `Part`);
-`metric`, of cells whose row and column name none; `select.over`, the settings among which validation chooses, and
-`select.by` (metric, loss, or a key of `metrics.json`), how; `against`, rows or columns, each with the one that it is
-compared with; `left_out`, rows or columns of the paper that are not made, each with the reason; `x`, along which a figure
-is drawn. An override may be a sweep, as on the command line (`seed=0,1,2`), and a later one of the same setting replaces
-an earlier one (row over column over `each`). `base` names a file in `sweeps/base/` with keys in common, over which the
-table's own are laid. `sizes` has, by size, keys that replace the file's. Other keys serve interpolations.
+The keys of a file: `title`; `minutes`, by size, expected on one GPU (two CPU cores for `smoke`); `paper`, whose table
+or figure it is, null for a study of our own; `model`, `data` and `each`, Hydra overrides of all jobs; `rows` and
+`columns`, each label with the overrides that make it, or with a mapping (`overrides`, `metric`, `name`, `from`: see
+`Part`); `metric`, of cells whose row and column name none; `select.over`, the settings among which validation
+chooses, and `select.by` (metric, loss, or a key of `metrics.json`), how; `against`, rows or columns, each with the
+one that it is compared with; `left_out`, rows or columns of the paper that are not made, each with the reason; `x`,
+along which a figure is drawn. An override may be a sweep, as on the command line (`seed=0,1,2`), and a later one of
+the same setting replaces an earlier one (row over column over `each`). `base` names a file in `sweeps/base/` with
+keys in common, over which the table's own are laid. `sizes` has, by size, keys that replace the file's. Other keys
+serve interpolations.
 """
 
 from collections.abc import Mapping, Sequence
