@@ -61,7 +61,7 @@ def test_straight_through_is_hard_with_the_soft_gradient() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "top_k", "says"),
-    [("best", None, "method.decision is 'best'"), ("soft", 5, "method.top_k is 5: give a number from 1 to 4"),
+    [("best", None, "decision is 'best'"), ("soft", 5, "method.top_k is 5: give a number from 1 to 4"),
      ("soft", 0, "method.top_k is 0")],
 )  # fmt: skip
 def test_refusals(mode: str, top_k: int | None, says: str) -> None:

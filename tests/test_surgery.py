@@ -11,7 +11,6 @@ from scipy.optimize import minimize
 from lorachains.chain import Chain
 from lorachains.errors import LorachainsError
 from lorachains.mixture_format import ROUTER, About, attach_mixture, read_routers, save_routers
-from lorachains.mixtures import TrainedMixture
 from lorachains.models import LanguageModel, fingerprint
 from lorachains.surgery import PENALTY, fit_expert, fit_row, judged, prototype, put_in, table, take_out
 from lorachains.transfer import save_adapter
@@ -156,12 +155,7 @@ def test_a_saved_mixture_is_the_one_that_was_saved(tmp_path: Path) -> None:
     for bank_name, bank in twin.chain.banks.items():
         parent, _, child = bank_name.rpartition(".")
         setattr(twin.model.get_submodule(parent), child, bank.base_layer)
-    loaded = TrainedMixture(LanguageModel(twin.model, base().tokenizer, "tiny-llama"), tmp_path)
-    texts = ["one 3?", "a longer text that asks for nothing", "x"]
-    prompts = [loaded.base.tokenizer(text).input_ids for text in texts]
-    logits = mixture.logits(prompts)
-    routed = loaded.route(texts)
-    assert [r.voted for r in routed] == [NAMES[i] for i in mixture.experts(logits).tolist()]
-    assert [r.blocks for r in routed] == [[NAMES[i] for i in each] for each in logits.argmax(-1).T.tolist()]
-    assert all(sum(r.probabilities.values()) == pytest.approx(1) for r in routed)
-    assert loaded.generate(texts, 4) == [loaded.generate([text], 4)[0] for text in texts]
+    loaded, about = attach_mixture(LanguageModel(twin.model, base().tokenizer, "tiny-llama"), tmp_path)
+    prompts = [[5, 6, 7], [9] * 20, [11]]
+    torch.testing.assert_close(loaded.logits(prompts), mixture.logits(prompts))
+    assert about.names == NAMES

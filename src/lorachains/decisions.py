@@ -20,7 +20,7 @@ MODES = ("vote", "argmax", "first", "last", "soft")
 def check_decision(mode: str, top_k: int | None, experts: int) -> None:
     """Raises a LorachainsError for an unknown mode, or for a `top_k` that doesn't fit."""
     if mode not in MODES:
-        raise LorachainsError(f"method.decision is {mode!r}: choose {', '.join(MODES)}")
+        raise LorachainsError(f"decision is {mode!r}: choose {', '.join(MODES)}")
     if top_k is not None and not (type(top_k) is int and 1 <= top_k <= experts):
         raise LorachainsError(
             f"method.top_k is {top_k!r}: give a number from 1 to {experts} (the experts), or null for all"

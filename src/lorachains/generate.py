@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def main() -> None:
     @one_line_errors
     def command(cfg: DictConfig) -> None:
         texts = [said[-1].removeprefix("prompt=")] if said else _texts(cfg)
+        settings = {key: cfg[key] for key in ("selection", "threshold", "fallback")}
         chain = lorachains.load(
-            cfg.run, resident=cfg.resident, selection=cfg.selection, threshold=cfg.threshold, fallback=cfg.fallback
+            cfg.run, resident=cfg.resident, expert=cfg.expert, decision=cfg.decision, mixture=cfg.mixture, **settings
         )
         for line in answers(chain, texts, cfg):
             print(json.dumps(line, ensure_ascii=False), flush=True)
@@ -60,7 +62,10 @@ def _line(text: str, answer: Answered, all_of_them: bool) -> dict[str, Any]:
             {"task": r.adapter, "answer": r.text, "tokens": r.tokens, "likelihood": r.likelihood}
             for r in answer.replies
         ]
-    return line | {"seconds": {"select": round(choice.seconds, 4), "generate": round(best.seconds, 4)}}
+    phase = "select" if choice.route is None else "route"
+    if choice.route is not None:
+        line["route"] = asdict(choice.route)
+    return line | {"seconds": {phase: round(choice.seconds, 4), "generate": round(best.seconds, 4)}}
 
 
 def _texts(cfg: DictConfig) -> list[str]:

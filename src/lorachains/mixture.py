@@ -19,7 +19,7 @@ from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.blocks import Blocks
 from lorachains.chain import Chain
 from lorachains.decisions import check_decision, check_voters, one_expert, soft_weights, straight_through
-from lorachains.generation import Generator
+from lorachains.generation import Generator, Sampling
 from lorachains.packing import hard_route, packs
 from lorachains.routers import Prompts, Routers, padded_prompts, stream_prompts
 from lorachains.routing import HardRoute, Route, SoftRoute
@@ -188,18 +188,20 @@ class Mixture:
         return torch.stack(found, 1)
 
     def generate(
-        self, generator: Generator, prompts: Sequence[Sequence[int]], max_new_tokens: int, logits: Tensor
-    ) -> list[list[int]]:
+        self, generator: Generator, prompts: Sequence[Sequence[int]], max_new_tokens: int, logits: Tensor,
+        sampling: Sampling | None = None,
+    ) -> list[list[int]]:  # fmt: skip
         """Each prompt's new tokens, by the experts that were decided on.
 
         Args:
             generator: over the chain's routing.
             logits: the prompts', see `logits`.
+            sampling: with a seed for each prompt; greedy by default.
         """
         if self.one_each:
-            return generator(prompts, max_new_tokens, self.experts(logits))
+            return generator(prompts, max_new_tokens, self.experts(logits), sampling)
         with self.decided(logits):
-            return generator(prompts, max_new_tokens)
+            return generator(prompts, max_new_tokens, sampling=sampling)
 
     def _route(self, logits: Float[Tensor, "texts experts"], owners: Int64[Tensor, " rows"]) -> Route:
         """A block's route for rows, or for the pieces of a stream, that belong to these texts."""

@@ -23,7 +23,9 @@ from lorachains.experts import load_experts
 from lorachains.mixture import Mixture
 from lorachains.models import LanguageModel, fingerprint
 from lorachains.peft_format import check_base, read_config
+from lorachains.routers import POOLS
 
+BY_TOKEN = "token"
 ROUTER, ABOUT, CARD = "router.safetensors", "mixture.json", "README.md"
 
 
@@ -34,7 +36,10 @@ class About:
     Attributes:
         names: the experts', one a domain.
         base, base_fingerprint: the model under them.
-        pool, decision, top_k, shared, voters: see `Mixture`.
+        pool, decision, top_k, shared, voters: see `Mixture`; the pool "token" is MoE-LoRA's, which reads none.
+        template: how a user's request becomes a prompt, with `{instruction}` in its place.
+        max_length: tokens of a prompt; a longer one loses its beginning.
+        stop: what ends an answer; `None` for the end-of-sequence token alone.
     """
 
     names: list[str]
@@ -45,6 +50,14 @@ class About:
     top_k: int | None = None
     shared: bool = True
     voters: list[int] | None = None
+    template: str = "{instruction}"
+    max_length: int = 1024
+    stop: str | None = None
+
+    @property
+    def by_token(self) -> bool:
+        """Whether routers go by the token, as MoE-LoRA's."""
+        return self.pool == BY_TOKEN
 
 
 def save_routers(folder: Path, about: About, weight: Float[Tensor, "blocks experts hidden"]) -> None:
@@ -88,10 +101,12 @@ def attach_mixture(base: LanguageModel, folder: Path, decision: str | None = Non
         LorachainsError: there is none, it is damaged, or it belongs to another base.
     """
     about, weight = read_routers(folder)
+    if about.by_token and decision not in (None, about.decision):
+        raise LorachainsError(f"decision is {decision!r}, but {folder} decides for each token anew: leave it out")
     check_base(folder / about.names[0], base.name, fingerprint(base.model))
     mixture = Mixture(
-        chain_of(base, folder, about.names), about.pool, decision or about.decision, about.top_k, about.shared,
-        about.voters,
+        chain_of(base, folder, about.names), POOLS[0] if about.by_token else about.pool,
+        decision or about.decision, about.top_k, about.shared, about.voters,
     )  # fmt: skip
     if weight.shape != mixture.routers.weight.shape:
         raise LorachainsError(

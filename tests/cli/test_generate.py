@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import lorachains
 from lorachains.generate import main
 from tests.cli.conftest import Train
 
@@ -75,3 +76,37 @@ def test_one_line_says_what_is_wrong(
     code, lines, err = generate(*arguments)
     assert (code, lines) == (1, [])
     assert f"error: {says}" in err
+
+
+TASKS = "data.tasks=[chain_sum,syllogism]"
+
+
+def test_a_mixture_tells_its_route(train: Train, generate: Generate) -> None:
+    assert train("method=moa", TASKS, "hydra.run.dir=run").code == 0
+    asked = ["run=run", "prompt=31 + 44 =", "max_new_tokens=3"]
+    code, [line], err = generate(*asked)
+    assert code == 0, err
+    assert line["task"] in line["route"]["probabilities"].keys() == {"chain_sum", "syllogism"}
+    assert (line["route"]["decision"], len(line["route"]["blocks"])) == ("vote", 2)
+    assert line["seconds"].keys() == {"route", "generate"}
+    _, [soft], err = generate(*asked, "decision=soft", "sampling={temperature: 0.7}")
+    assert (soft["task"], soft["route"]["decision"]) == ("mixture", "soft"), err
+    code, _, err = generate(*asked, "decision=best")
+    assert (code, "decision is 'best': choose vote" in err) == (1, True)
+    code, _, err = generate(*asked, "threshold=0.5")
+    assert (code, "run holds no chain" in err) == (1, True)
+
+
+def test_one_of_several_adapters_is_chosen_by_its_name(train: Train, generate: Generate) -> None:
+    assert train("method=single_lora", TASKS, "hydra.run.dir=run").code == 0
+    code, _, err = generate("run=run", "prompt=2 + 2 =")
+    assert (code, "choose one with expert= of chain_sum, syllogism" in err) == (1, True)
+    code, [line], err = generate("run=run", "prompt=2 + 2 =", "expert=chain_sum", "max_new_tokens=2")
+    assert (code, line["task"]) == (0, "chain_sum"), err
+
+
+def test_a_request_is_put_as_in_training(train: Train) -> None:
+    rows = [{"instruction": f"say {i}", "output": str(i)} for i in range(20)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train("data=instructions", "data.path=rows.jsonl", "data.template=plain", "hydra.run.dir=run").code == 0
+    assert lorachains.load("run").template == "{instruction}\n"

@@ -273,7 +273,7 @@ def test_experts_of_a_finished_run_are_taken_over(finished: Path, tmp_path: Path
         (["method.voters=[2]"], r"method.voters is \[2\]: give numbers from 0 to 1"),
         (["method.route=hard"], "method.route is 'hard'"),
         (["method.router_lr=0"], "method.router_lr is 0"),
-        (["method.decision=best"], "method.decision is 'best'"),
+        (["method.decision=best"], "decision is 'best'"),
         (["method.share_router=false"], "needs LoRAs in each block's attention and in its feed-forward"),
         (["method.stage1_epochs=-1"], "method.stage1_epochs is -1"),
         (["method.names=[one]"], "nothing to route with the experts"),

@@ -41,17 +41,21 @@ class Answerer:
         folders: the adapters' folders by name.
         settings: of a chain that selects; `None` for a run of one adapter, or of none.
         resident: whether one adapter at a time is in memory.
+        template: how a user's request becomes a prompt, with INSTRUCTION in its place; a chain's own if it has one.
+        graphs: whether decode steps may be replayed as CUDA graphs.
     """
 
     def __init__(
         self, base: LanguageModel, chain: Chain | None, folders: dict[str, Path], settings: ChainFile | None,
         max_length: int, stop: str | None = None, resident: bool = False,
+        template: str = INSTRUCTION, graphs: bool = True,
     ):  # fmt: skip
         self.base, self.chain, self.folders, self.settings = base, chain, folders, settings
         self.max_length, self.stop, self.resident = max_length, stop, resident
+        self.template = settings.template if settings else template
         self._names, self._loaded = [*folders, BASE], BASE
         routing = chain.routing if chain else Routing()
-        self._generator = generator(base, routing, base.model.device.type == "cuda", stop)
+        self._generator = generator(base, routing, graphs and base.model.device.type == "cuda", stop)
 
     # -- what users call -----------------------------------------------------------------------------------------------
 
@@ -65,7 +69,7 @@ class Answerer:
         """
         if self.settings is None:
             return [Choice(self._names[0])] * len(texts)
-        return [choice for some in _parts(texts, batch_size) for choice in self._select(some, k, self.settings)]
+        return [choice for some in parts(texts, batch_size) for choice in self._select(some, k, self.settings)]
 
     def generate(
         self, texts: Sequence[str], max_new_tokens: int = 64, k: int = 1, batch_size: int = 16,
@@ -84,7 +88,7 @@ class Answerer:
         asked = [(row, name) for row, choice in enumerate(choices) for name in answering(choice, k)]
         order = sorted(range(len(asked)), key=lambda i: asked[i][1]) if self.resident else list(range(len(asked)))
         replies: dict[int, Reply] = {}
-        for part in _parts(order, batch_size):
+        for part in parts(order, batch_size):
             seeds = None if sampling is None else replace(sampling, seeds=[sampling.seeds[asked[i][0]] for i in part])
             prompts = [self._prompt(texts[asked[i][0]]) for i in part]
             told = self._answer(prompts, [asked[i][1] for i in part], max_new_tokens, seeds, score=k > 1)
@@ -129,8 +133,7 @@ class Answerer:
     # -- answering -----------------------------------------------------------------------------------------------------
 
     def _prompt(self, text: str) -> list[int]:
-        prompt = self.settings.template.replace(INSTRUCTION, text) if self.settings else text
-        return prompt_tokens(self.base.tokenizer, prompt, self.max_length)
+        return prompt_tokens(self.base.tokenizer, self.template.replace(INSTRUCTION, text), self.max_length)
 
     def _answer(
         self, prompts: list[list[int]], names: list[str], most: int, sampling: Sampling | None, score: bool
@@ -144,9 +147,7 @@ class Answerer:
                 replies += self._answer([prompts[i] for i in own], [name] * len(own), most, seeds, score)
             return replies
         start = time.perf_counter()
-        adapters = self._adapters(names)
-        owners = torch.tensor(adapters) if self._several else None
-        new = self._generator(prompts, most, owners, sampling)
+        new = self._continued(prompts, names, most, sampling)
         seconds = time.perf_counter() - start
         likelihoods: list[float | None] = [None] * len(new)
         if score:
@@ -157,6 +158,14 @@ class Answerer:
         cut = [(text.split(self.stop)[0] if self.stop else text).strip() for text in texts_of]
         told = zip(names, cut, new, likelihoods, strict=True)
         return [Reply(name, text, len(tokens), seconds, likely) for name, text, tokens, likely in told]
+
+    def _continued(
+        self, prompts: list[list[int]], names: Sequence[str], most: int, sampling: Sampling | None
+    ) -> list[list[int]]:
+        """Each prompt's new tokens by its own adapter."""
+        adapters = self._adapters(names)
+        owners = torch.tensor(adapters) if self._several else None
+        return self._generator(prompts, most, owners, sampling)
 
     @torch.no_grad()
     def _likelihoods(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[float]:
@@ -198,7 +207,8 @@ def _answered(prompt: list[int], new: list[int]) -> Tokens:
     return Tokens(prompt + new, [IGNORED] * len(prompt) + new)
 
 
-def _parts(items: Sequence, size: int) -> list[Sequence]:  # type: ignore[type-arg]
+def parts(items: Sequence, size: int) -> list[Sequence]:  # type: ignore[type-arg]
+    """The items, so many at a time."""
     if size < 1:
         raise LorachainsError(f"batch_size is {size}: give at least 1")
     return [items[start : start + size] for start in range(0, len(items), size)]

@@ -10,50 +10,91 @@ from omegaconf import OmegaConf
 
 from lorachains.answering.engine import Answerer
 from lorachains.answering.folder import FILE, check_settings, read_chain
+from lorachains.answering.mixtures import MixtureAnswerer
 from lorachains.chain import Chain
-from lorachains.data.selector import SELECTOR
+from lorachains.data import templates
+from lorachains.data.selector import INSTRUCTION, SELECTOR
 from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
+from lorachains.mixture_format import ABOUT, read_routers
 from lorachains.models import LanguageModel, fingerprint
-from lorachains.peft_format import check_base, read_config
+from lorachains.peft_format import CONFIG, check_base, read_config
 from lorachains.run_folder import RunFolder
 from lorachains.transfer import load_adapter
 
 
-def load(folder: str | Path, *, base: LanguageModel | None = None, resident: bool = False, **changes: Any) -> Answerer:
-    """A chain of LoRAs, or a run of one adapter (or of none), ready to select and to answer.
+def load(
+    folder: str | Path, *, base: LanguageModel | None = None, resident: bool = False, expert: str | None = None,
+    decision: str | None = None, mixture: str | Path | None = None, **changes: Any,
+) -> Answerer:  # fmt: skip
+    """A chain of LoRAs, a mixture, or a run of adapters (or of none), ready to answer.
 
     Args:
         folder: a run's.
         base: the model that the run was trained on; by default as the run's `config.yaml` names it. It is changed, in
             place.
-        resident: whether one adapter at a time is in memory.
+        resident: whether one adapter of a chain at a time is in memory.
+        expert: the name of one of several adapters, which then answers everything.
+        decision: of a mixture, in place of its own, see `decisions`.
+        mixture: a mixture's folder in place of the run's own `adapters/`.
         changes: of the chain's `selection`, `threshold` or `fallback`; `None` changes nothing.
 
     Raises:
         LorachainsError: the folder holds no such run, or what it holds doesn't fit.
     """
     run, path = RunFolder(Path(folder)), Path(folder)
+    adapters = Path(mixture) if mixture is not None else run.adapters
+    chain, routed = (path / FILE).is_file(), (adapters / ABOUT).is_file() or mixture is not None
+    chosen = {key: value for key, value in changes.items() if value is not None}
+    if (chosen or resident) and not (chain and expert is None):
+        raise LorachainsError(f"{path} holds no chain ({FILE} is missing), so nothing to select or to swap")
+    if decision is not None and not (routed and expert is None):
+        raise LorachainsError(f"decision={decision} is of a mixture's routers, of which {path} has none: leave it out")
     config: Any = OmegaConf.load(run.config) if run.config.is_file() else OmegaConf.create()
     if base is None and "model" not in config:
         raise LorachainsError(f"{run.path} holds no run: config.yaml is missing")
     base = base or instantiate(_own_model(run, config))
     assert base is not None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = {key: value for key, value in changes.items() if value is not None}
-    if not (path / FILE).is_file():
-        if chosen or resident:
-            raise LorachainsError(f"{path} holds no chain ({FILE} is missing), so nothing to select or to swap")
-        folders = {"adapter": run.adapter} if run.adapter.is_dir() else {}
-        chain = _bank(base, folders, False) if folders else None
-        base.model.eval().to(device)
-        return Answerer(base, chain, folders, None, config.data.max_length)
-    settings = replace(read_chain(path), **chosen)
+    base.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    if expert is not None or not (chain or routed):
+        return _of_one(base, run, adapters, config, expert)
+    return MixtureAnswerer(base, adapters, decision) if routed else _chain(base, run, resident, chosen)
+
+
+def _chain(base: LanguageModel, run: RunFolder, resident: bool, chosen: dict[str, Any]) -> Answerer:
+    settings = replace(read_chain(run.path), **chosen)
     check_settings(settings.selection, settings.threshold, settings.fallback, settings.tasks, "")
     folders = {name: run.adapters / name for name in [SELECTOR, *settings.tasks]}
     chain = _bank(base, folders, resident)
-    base.model.eval().to(device)
     return Answerer(base, chain, folders, settings, settings.max_length, settings.stop, resident)
+
+
+def _of_one(base: LanguageModel, run: RunFolder, adapters: Path, config: Any, expert: str | None) -> Answerer:
+    """Of the one adapter of a run, of one of several, or of none.
+
+    Raises:
+        LorachainsError: which one isn't said, or there is none of that name.
+    """
+    there = sorted(file.parent.name for file in adapters.glob(f"*/{CONFIG}"))
+    if (there or expert is not None) and expert not in there:
+        said = "has no router to choose among its adapters" if expert is None else f"has no adapter {expert!r}"
+        raise LorachainsError(f"{run.path} {said}: choose one with expert= of {', '.join(there) or '(none)'}")
+    folders = {expert: adapters / expert} if expert is not None else {}
+    if not there and run.adapter.is_dir():
+        folders = {"adapter": run.adapter}
+    template, max_length, stop = _manners(base, run, adapters, config)
+    chain = _bank(base, folders, False) if folders else None
+    return Answerer(base, chain, folders, None, max_length, stop, template=template)
+
+
+def _manners(base: LanguageModel, run: RunFolder, adapters: Path, config: Any) -> tuple[str, int, str | None]:
+    """How requests were put to a run's adapters: template, longest prompt, and what ends an answer."""
+    if (run.path / FILE).is_file() or (adapters / ABOUT).is_file():
+        said = read_chain(run.path) if (run.path / FILE).is_file() else read_routers(adapters)[0]
+        return said.template, said.max_length, said.stop
+    named = config.data.get("template")  # of instruction sets
+    template = templates.template(named, base.tokenizer)(INSTRUCTION) if named else INSTRUCTION
+    return template, config.data.max_length, None
 
 
 def _own_model(run: RunFolder, config: Any) -> Any:

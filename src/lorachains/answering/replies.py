@@ -1,8 +1,25 @@
 """What a chain says of an instruction: the tasks that it selects, and the replies of their experts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Route:
+    """What the routers of a mixture say of a text.
+
+    Attributes:
+        decision: how experts follow from that, see `decisions`.
+        voted: the majority's expert.
+        blocks: each block's own choice.
+        probabilities: of each expert, their mean over the blocks.
+    """
+
+    decision: str
+    voted: str
+    blocks: tuple[str, ...]
+    probabilities: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -10,16 +27,18 @@ class Choice:
     """The tasks selected for an instruction.
 
     Attributes:
-        adapter: who answers: a task, or "base".
+        adapter: who answers: a task, or "base"; "mixture" where all experts of one answer together.
         tasks: the likeliest first; none where no name was generated.
         probabilities: of these tasks; none in the generate mode.
         seconds: that selecting took for its batch.
+        route: of a mixture, how it was chosen.
     """
 
     adapter: str
     tasks: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     seconds: float = 0.0
+    route: Route | None = None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from lorachains.methods.continued import LoraContinued
 from lorachains.methods.routed import Routed, check_not_recomputed
 from lorachains.mixture import Training
 from lorachains.mixture_figures import draw_blocks, draw_heat_map
-from lorachains.mixture_format import About, save_routers, write_card
+from lorachains.mixture_format import save_routers, write_card
 from lorachains.packing import packs
 from lorachains.routers import router_losses
 from lorachains.run_folder import RunFolder, write_whole
@@ -190,10 +190,7 @@ class Moa(LoraContinued, Routed):
         metrics = super().save(run, folder) | self._told
         if not self.routing_learned:
             return metrics
-        about = About(
-            self.names, self.base.name, self._fingerprint, self.routers.pool, self.mixture.mode, self.mixture.top_k,
-            self.mixture.shared, self.mixture.voters,
-        )  # fmt: skip
+        about = self.about(self.names, self.routers.pool)
         save_routers(folder.adapters, about, self.routers.weight)
         write_card(folder.adapters, about, metrics)
         if heat_map := self._losses.heat_map():

@@ -18,7 +18,7 @@ from lorachains.data import EvalBatch, Serving
 from lorachains.decisions import soft_weights
 from lorachains.errors import LorachainsError
 from lorachains.methods.routed import Routed, check_not_recomputed
-from lorachains.mixture_format import About, save_routers
+from lorachains.mixture_format import BY_TOKEN, save_routers
 from lorachains.parallel import writes
 from lorachains.routers import balance_losses
 from lorachains.routing import SoftRoute
@@ -94,6 +94,5 @@ class MoeLora(Routed):
             return {}
         for expert, name in enumerate(self.experts):
             rank = save_adapter(self.chain, folder.adapters / name, self.base.name, self._fingerprint, expert)
-        about = About(self.experts, self.base.name, self._fingerprint, "token", "soft", self.mixture.top_k)
-        save_routers(folder.adapters, about, self.routers.weight)
+        save_routers(folder.adapters, self.about(self.experts, BY_TOKEN), self.routers.weight)
         return {"adapter/rank": rank}

@@ -16,6 +16,7 @@ from lorachains.errors import LorachainsError
 from lorachains.experts import load_experts
 from lorachains.methods.lora import Lora
 from lorachains.mixture import Mixture
+from lorachains.mixture_format import About
 
 
 class Routed(Lora):
@@ -113,6 +114,14 @@ class Routed(Lora):
         return super().clip(max_norm)
 
     # -- what is kept --------------------------------------------------------------------------------------------------
+
+    def about(self, experts: Sequence[str], pool: str) -> About:
+        """What is written of the mixture beside its experts."""
+        mixture, [data] = self.mixture, self.data.runs
+        return About(
+            list(experts), self.base.name, self._fingerprint, pool, mixture.mode, mixture.top_k, mixture.shared,
+            mixture.voters, data.template, data.max_length, data.stop,
+        )  # fmt: skip
 
     def figures(self) -> dict[str, float]:
         routers, found = self.routers.rows.numel(), super().figures()
