@@ -31,7 +31,13 @@ def main() -> None:
         texts = [said[-1].removeprefix("prompt=")] if said else _texts(cfg)
         settings = {key: cfg[key] for key in ("selection", "threshold", "fallback")}
         chain = lorachains.load(
-            cfg.run, resident=cfg.resident, expert=cfg.expert, decision=cfg.decision, mixture=cfg.mixture, **settings
+            cfg.run,
+            resident=cfg.resident,
+            expert=cfg.expert,
+            decision=cfg.decision,
+            mixture=cfg.mixture,
+            selector=cfg.selector,
+            **settings,
         )
         for line in answers(chain, texts, cfg):
             print(json.dumps(line, ensure_ascii=False), flush=True)

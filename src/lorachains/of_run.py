@@ -36,10 +36,15 @@ def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
     Of model and data, what `cfg` has no place for is left out.
 
     Raises:
-        LorachainsError: the folder holds no finished run, or a change is of a setting that the run doesn't have.
+        LorachainsError: the folder holds no finished run, or one that selects tasks, or a change is of a setting that
+            the run doesn't have.
     """
     metrics = run.read_metrics()
     before = run.read_config()
+    if "task_prompt" in before.method:
+        raise LorachainsError(
+            f"{run.path} selects tasks: its figures are in metrics.json, and lorachains.generate makes use of it"
+        )
     OmegaConf.set_struct(before, True)
     for override in OverridesParser.create().parse_overrides(changes):
         try:

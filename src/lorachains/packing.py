@@ -155,7 +155,9 @@ def packs(model: PreTrainedModel) -> bool:
 def _try(model: PreTrainedModel) -> bool:
     known = {"full_attention", "sliding_attention"} >= set(getattr(model.config, "layer_types", None) or ())
     chunked = getattr(model.config, "attention_chunk_size", None)  # too long for a trial to notice
-    if not getattr(model, "_supports_attention_backend", False) or not known or chunked:
+    if model.get_output_embeddings() is None or not getattr(model, "_supports_attention_backend", False):
+        return False
+    if not known or chunked:
         return False
     ids = [[5, 9, 13, 4], [7, 3, 11, 17, 6]]
     batch = pack([Tokens(text, text) for text in ids]).to(model.device)

@@ -1,4 +1,5 @@
-"""A run's folder: `config.yaml`, `metrics.json`, `predictions.jsonl`, `adapter/` or `model/`, `checkpoints/`, log."""
+"""A run's folder: `config.yaml`, `metrics.json`, `predictions.jsonl`, `adapter/`, `model/` or `classifier/`,
+`checkpoints/`, log."""
 
 import json
 import logging
@@ -78,6 +79,10 @@ class RunFolder:
         return sorted(self.path.glob("*.png"))
 
     @property
+    def classifier(self) -> Path:
+        return self.path / "classifier"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 
@@ -108,7 +113,8 @@ class RunFolder:
         if overwrite and not resume:
             for old in (self.metrics, self.predictions, self.knots, self.config, self.code, *self.pictures):
                 old.unlink(missing_ok=True)
-            for old in (self.adapter, self.adapters, self.last, self.model, self.checkpoint.parent, self.path / "csv"):
+            written = (self.adapter, self.adapters, self.last, self.model, self.classifier, self.checkpoint.parent)
+            for old in (*written, self.path / "csv"):
                 shutil.rmtree(old, ignore_errors=True)
         if resume and self.config.is_file():
             self._check_same(settings)

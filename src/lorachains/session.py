@@ -74,6 +74,7 @@ class Session:
                 self.method.save_last(run, folder)
         best.restore(self.method)
         at_best = last if all(at_end) else self._test()
+        self.method.model.eval()  # after a test Lightning brings training mode back, and with it dropout
         outcomes: list[Outcome] = []
         for run, folder in enumerate(self.folders):
             if run in self.method.failures:

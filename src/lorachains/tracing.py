@@ -30,7 +30,12 @@ def trace(model: PreTrainedModel, batch: TokenBatch, loss: Callable[[], Tensor])
     Args:
         batch: what the pass is over.
         loss: makes the forward pass, and gives a scalar. It sets the route, if there are several adapters.
+
+    Returns:
+        Of a model without a language model's head, no more than that its products aren't known.
     """
+    if model.get_output_embeddings() is None:
+        return Trace(streams=False, kernel=False, uncounted=[f"a {type(model).__name__}"])
     found = Trace(streams=packs(model), kernel=one_kernel(model), uncounted=_uncounted(model))
     devices = [model.device] if model.device.type == "cuda" else []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

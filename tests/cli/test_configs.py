@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from lorachains.config import conf_dir
 from lorachains.run_folder import RunFolder
 from tests.cli.conftest import Train
+from tests.encoders import save_encoder
 
 TWO_TASKS = ["data.tasks=[leg_counting,syllogism]", "data.train_size=4"]
 STEPS = {
@@ -18,6 +19,9 @@ STEPS = {
     "moa": TWO_TASKS,
     "moe_lora": TWO_TASKS,
     "single_lora": TWO_TASKS,
+    "selector": TWO_TASKS,
+    "selector_full": TWO_TASKS,
+    "classifier": [*TWO_TASKS, "method.encoder=encoder"],
     "at_epochs": ["knots.epochs=[1]", "trainer.max_epochs=2", "data.train_size=4"],
     "at_steps": ["knots.steps=[1]"],
     "even": ["knots.links=2"],
@@ -50,6 +54,8 @@ def test_two_steps(group: str, option: str, train: Train, tmp_path: Path) -> Non
     chain = ["method=cola", *STEPS.get(option, [])] if group == "knots" else []
     if group == "method":
         chain = STEPS.get("even" if option == "cola" else option, [])
+    if option == "classifier":
+        save_encoder(tmp_path / "encoder")
     place = "peft@adapter" if group == "peft" else group
     done = train(*chain, f"{place}={option}", "hydra.run.dir=run")
     assert done.code == 0, done.err

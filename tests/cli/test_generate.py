@@ -61,6 +61,19 @@ def test_a_run_of_one_adapter_selects_nothing(train: Train, generate: Generate) 
     assert "probability" not in line
 
 
+def test_another_selector_selects(train: Train, generate: Generate) -> None:
+    assert train(*CHAIN).code == 0
+    settings = ["method=selector_full", "data.tasks=[chain_sum,syllogism]", "hydra.run.dir=selector"]
+    assert train(*settings).code == 0
+    code, [line], err = generate("run=run", "selector=selector", "prompt=2 + 2 =", "max_new_tokens=2", "top_k=2")
+    assert code == 0, err
+    _, [own], _ = generate("run=run", "prompt=2 + 2 =", "max_new_tokens=2", "top_k=2")
+    assert dict(line["top_k"]).keys() == dict(own["top_k"]).keys()
+    assert dict(line["top_k"]) != pytest.approx(dict(own["top_k"]))
+    code, _, err = generate("run=run", "selector=run", "prompt=x")
+    assert (code, "error: run holds no selector: selector.json is missing" in err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

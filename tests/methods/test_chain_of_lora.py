@@ -97,7 +97,7 @@ def test_the_base_is_scored_without_an_adapter(finished: Path) -> None:
 
 def test_a_perfect_selector_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gold = [task for task in range(3) for _ in range(4)]
-    monkeypatch.setattr(routed_answers, "_generated", lambda *_: gold)
+    monkeypatch.setattr(routed_answers, "generated_choices", lambda *_: gold)
     trained([job(tmp_path, *METHOD, "method.selection=generate", SHORT_PROMPT, tasks=TASKS, **SMALL)])
     told = metrics(tmp_path)
     assert told["test/routing_loss"] == 0

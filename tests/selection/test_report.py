@@ -21,6 +21,8 @@ def test_figures_are_torchmetrics() -> None:
     assert confusion.accuracy == pytest.approx(float(multiclass_accuracy(CHOSEN, GOLD, 4, average="micro")))
     f1 = multiclass_f1_score(CHOSEN, GOLD, 4, average="none").tolist()
     assert list(confusion.f1().values()) == pytest.approx(f1)
+    recall = multiclass_accuracy(CHOSEN, GOLD, 4, average="none").tolist()
+    assert list(confusion.recall().values()) == pytest.approx(recall)
 
 
 @pytest.mark.parametrize("k", [1, 3, 9])

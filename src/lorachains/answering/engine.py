@@ -17,6 +17,7 @@ from torch import Tensor
 from lorachains.answering.folder import BASE, ChainFile
 from lorachains.answering.generated import generated_names
 from lorachains.answering.replies import Answered, Choice, Reply, answering, best_first
+from lorachains.answering.selectors import Selector, choices
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.chain import Chain
 from lorachains.data.selector import INSTRUCTION, SELECTOR
@@ -28,7 +29,6 @@ from lorachains.models import LanguageModel
 from lorachains.packing import hard_route, packs
 from lorachains.routing import Routing
 from lorachains.scoring import answer_losses
-from lorachains.selection.trie import probabilities, select
 from lorachains.transfer import load_adapter
 
 
@@ -41,17 +41,18 @@ class Answerer:
         folders: the adapters' folders by name.
         settings: of a chain that selects; `None` for a run of one adapter, or of none.
         resident: whether one adapter at a time is in memory.
+        selector: who selects in place of the chain's own adapter.
         template: how a user's request becomes a prompt, with INSTRUCTION in its place; a chain's own if it has one.
         graphs: whether decode steps may be replayed as CUDA graphs.
     """
 
     def __init__(
         self, base: LanguageModel, chain: Chain | None, folders: dict[str, Path], settings: ChainFile | None,
-        max_length: int, stop: str | None = None, resident: bool = False,
+        max_length: int, stop: str | None = None, resident: bool = False, selector: Selector | None = None,
         template: str = INSTRUCTION, graphs: bool = True,
     ):  # fmt: skip
         self.base, self.chain, self.folders, self.settings = base, chain, folders, settings
-        self.max_length, self.stop, self.resident = max_length, stop, resident
+        self.max_length, self.stop, self.resident, self.selector = max_length, stop, resident, selector
         self.template = settings.template if settings else template
         self._names, self._loaded = [*folders, BASE], BASE
         routing = chain.routing if chain else Routing()
@@ -60,13 +61,15 @@ class Answerer:
     # -- what users call -----------------------------------------------------------------------------------------------
 
     def select(self, texts: Sequence[str], k: int = 1, batch_size: int = 16) -> list[Choice]:
-        """The task of each instruction, by the chain's selector; of a run that has none, its one adapter.
+        """The task of each instruction, by the selector; of a run that has none, its one adapter.
 
         Args:
             texts: instructions as a user writes them.
             k: of the likeliest tasks so many are told.
             batch_size: instructions of a forward pass.
         """
+        if self.selector is not None:
+            return self.selector.select(texts, k, batch_size)
         if self.settings is None:
             return [Choice(self._names[0])] * len(texts)
         return [choice for some in parts(texts, batch_size) for choice in self._select(some, k, self.settings)]
@@ -104,19 +107,12 @@ class Answerer:
         start, instructions = time.perf_counter(), [settings.template.replace(INSTRUCTION, text) for text in texts]
         if settings.selection == "generate":
             adapter = self._adapters([SELECTOR])[0]
-            names = generated_names(
-                self._generator, self.base.tokenizer, settings.question, instructions, adapter, self.max_length
-            )
+            question = settings.question
+            asked = [question.about(instruction) for instruction in instructions]
+            names = generated_names(self._generator, self.base.tokenizer, question, asked, adapter, self.max_length)
             chosen = [Choice(name or settings.fallback, (name,) if name else ()) for name in names]
         else:
-            picked = select(probabilities(self.scores(instructions)), k, settings.threshold)
-            chosen = [
-                Choice(
-                    settings.tasks[best.names[0]] if best.sure else settings.fallback,
-                    tuple(settings.tasks[i] for i in best.names), tuple(best.probabilities),
-                )
-                for best in picked
-            ]  # fmt: skip
+            chosen = choices(self.scores(instructions), k, settings)
         seconds = time.perf_counter() - start
         return [replace(choice, seconds=seconds) for choice in chosen]
 

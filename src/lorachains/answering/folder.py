@@ -1,46 +1,41 @@
 """`chain.json`: what makes a folder of adapters a chain of LoRAs that selects by itself (Chain-of-LoRA, IEEE SPL 2024).
 
-Beside it are `adapters/selector/` and `adapters/<task>/`, each in PEFT's format.
+Beside it are `adapters/selector/` and `adapters/<task>/`, each in PEFT's format. `selector.json` stands beside a
+selector that was trained by itself: `adapter/`, `model/` or `classifier/`.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lorachains.data.selector import SELECTOR, Question
 from lorachains.errors import LorachainsError
 
 FILE = "chain.json"
+SELECTOR_FILE = "selector.json"
 BASE = "base"
 """The name of the model without an adapter, where it is the fallback."""
 
 
 @dataclass(frozen=True)
-class ChainFile:
-    """The settings of a chain.
+class SelectorFile:
+    """The settings of a selector.
 
     Attributes:
-        base: the base model's name.
+        base: the name of the model that it was made of.
         names: each task's name as text, as the selector knows it.
-        task_prompt: see `Question`.
+        task_prompt: see `Question`; an encoder classifier isn't asked.
         template: how a user's request becomes an instruction, with `{instruction}` in its place.
-        selection: "exact" or "generate".
-        threshold: the least probability of a task that is to be trusted; below it the fallback answers.
-        fallback: who answers where no task is found: BASE or a task.
         max_length: tokens of a prompt; longer ones lose their beginning.
-        stop: what ends an answer; `None` for the end-of-sequence token alone.
     """
 
     base: str
     names: Mapping[str, str]
     task_prompt: str
     template: str
-    selection: str
-    threshold: float
-    fallback: str
     max_length: int
-    stop: str | None
 
     @property
     def tasks(self) -> list[str]:
@@ -53,8 +48,29 @@ class ChainFile:
         return Question(self.task_prompt, self.names)
 
     def write(self, folder: Path) -> None:
-        """Writes `chain.json`."""
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Writes `selector.json`, or a chain's `chain.json`."""
+        path = folder / (FILE if isinstance(self, ChainFile) else SELECTOR_FILE)
+        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class ChainFile(SelectorFile):
+    """The settings of a chain.
+
+    Attributes:
+        selection: "exact" or "generate".
+        threshold: the least probability of a task that is to be trusted; below it the fallback answers.
+        fallback: who answers where no task is found: BASE or a task.
+        stop: what ends an answer; `None` for the end-of-sequence token alone.
+    """
+
+    selection: str
+    threshold: float
+    fallback: str
+    stop: str | None
+
+
+File = TypeVar("File", bound=SelectorFile)
 
 
 def check_settings(selection: str, threshold: float, fallback: str, tasks: Sequence[str], section: str) -> None:
@@ -73,12 +89,21 @@ def check_settings(selection: str, threshold: float, fallback: str, tasks: Seque
 
 def read_chain(folder: Path) -> ChainFile:
     """The settings of the chain in a run's folder. Raises `LorachainsError` where there is none that can be read."""
-    path = folder / FILE
+    return _read(ChainFile, folder, FILE, "chain", "method=chain_of_lora")
+
+
+def read_selector(folder: Path) -> SelectorFile:
+    """The settings of the selector in a run's folder. Raises `LorachainsError` where there is none that can be read."""
+    return _read(SelectorFile, folder, SELECTOR_FILE, "selector", "method=selector, selector_full or classifier")
+
+
+def _read(kind: type[File], folder: Path, file: str, what: str, methods: str) -> File:
+    path = folder / file
     if not path.is_file():
-        raise LorachainsError(
-            f"{folder} holds no chain: {FILE} is missing; give the folder of a method=chain_of_lora run"
-        )
+        raise LorachainsError(f"{folder} holds no {what}: {file} is missing; give the folder of a {methods} run")
     try:
-        return ChainFile(**json.loads(path.read_text(encoding="utf-8")))
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise LorachainsError(f"{path} can't be read as a chain's settings ({error}): train the chain again") from error
+        raise LorachainsError(
+            f"{path} can't be read as a {what}'s settings ({error}): train the {what} again"
+        ) from error

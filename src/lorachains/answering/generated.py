@@ -20,21 +20,22 @@ SLACK = 8
 
 
 def generated_names(
-    generator: Generator, tokenizer: PreTrainedTokenizerBase, question: Question, instructions: Sequence[str],
+    generator: Generator, tokenizer: PreTrainedTokenizerBase, question: Question, asked: Sequence[str],
     adapter: int, max_length: int,
 ) -> list[str | None]:  # fmt: skip
-    """The task that each instruction's selector text names; `None` where it names none.
+    """The task that the selector's text names, of each of its prompts; `None` where it names none.
 
     Args:
+        asked: the prompts, as the question makes them of instructions.
         adapter: the selector's.
         max_length: tokens of a prompt; a longer one loses its beginning.
     """
     task_of = {name.strip(): task for task, name in question.names.items()}
     names = Names(list(task_of))
-    matchers = [StreamMatcher(names, tokenizer) for _ in instructions]
+    matchers = [StreamMatcher(names, tokenizer) for _ in asked]
     longest = max(len(tokenizer.encode(answer, add_special_tokens=False)) for answer in question.answers)
-    prompts = [prompt_tokens(tokenizer, question.about(text), max_length) for text in instructions]
-    owners = torch.full((len(prompts),), adapter) if len(generator.banks[0].lora_A) > 1 else None
+    prompts = [prompt_tokens(tokenizer, text, max_length) for text in asked]
+    owners = torch.full((len(prompts),), adapter) if generator.banks and len(generator.banks[0].lora_A) > 1 else None
     generator(prompts, longest + SLACK, owners, until=lambda row, token: matchers[row].push(token) is not None)
     matches = [matcher.finish() for matcher in matchers]
     return [None if match is None else task_of[match.name] for match in matches]

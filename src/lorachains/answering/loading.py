@@ -9,8 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lorachains.answering.engine import Answerer
-from lorachains.answering.folder import FILE, check_settings, read_chain
+from lorachains.answering.folder import FILE, SELECTOR_FILE, ChainFile, check_settings, read_chain, read_selector
 from lorachains.answering.mixtures import MixtureAnswerer
+from lorachains.answering.selectors import Classifier, Selector
 from lorachains.chain import Chain
 from lorachains.data import templates
 from lorachains.data.selector import INSTRUCTION, SELECTOR
@@ -25,7 +26,7 @@ from lorachains.transfer import load_adapter
 
 def load(
     folder: str | Path, *, base: LanguageModel | None = None, resident: bool = False, expert: str | None = None,
-    decision: str | None = None, mixture: str | Path | None = None, **changes: Any,
+    decision: str | None = None, mixture: str | Path | None = None, selector: str | Path | None = None, **changes: Any,
 ) -> Answerer:  # fmt: skip
     """A chain of LoRAs, a mixture, or a run of adapters (or of none), ready to answer.
 
@@ -37,6 +38,8 @@ def load(
         expert: the name of one of several adapters, which then answers everything.
         decision: of a mixture, in place of its own, see `decisions`.
         mixture: a mixture's folder in place of the run's own `adapters/`.
+        selector: the run folder of a selector that was trained by itself (a LoRA, a whole model or a classifier), and
+            that selects in place of the chain's own.
         changes: of the chain's `selection`, `threshold` or `fallback`; `None` changes nothing.
 
     Raises:
@@ -46,7 +49,9 @@ def load(
     adapters = Path(mixture) if mixture is not None else run.adapters
     chain, routed = (path / FILE).is_file(), (adapters / ABOUT).is_file() or mixture is not None
     chosen = {key: value for key, value in changes.items() if value is not None}
-    if (chosen or resident) and not (chain and expert is None):
+    if (path / SELECTOR_FILE).is_file():
+        raise LorachainsError(f"{path} holds a selector and none that answers: give it as selector, beside a chain")
+    if (chosen or resident or selector is not None) and not (chain and expert is None):
         raise LorachainsError(f"{path} holds no chain ({FILE} is missing), so nothing to select or to swap")
     if decision is not None and not (routed and expert is None):
         raise LorachainsError(f"decision={decision} is of a mixture's routers, of which {path} has none: leave it out")
@@ -55,18 +60,58 @@ def load(
         raise LorachainsError(f"{run.path} holds no run: config.yaml is missing")
     base = base or instantiate(_own_model(run, config))
     assert base is not None
-    base.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    base.model.eval().to(_device())
     if expert is not None or not (chain or routed):
         return _of_one(base, run, adapters, config, expert)
-    return MixtureAnswerer(base, adapters, decision) if routed else _chain(base, run, resident, chosen)
+    return MixtureAnswerer(base, adapters, decision) if routed else _chain(base, run, resident, selector, chosen)
 
 
-def _chain(base: LanguageModel, run: RunFolder, resident: bool, chosen: dict[str, Any]) -> Answerer:
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _chain(
+    base: LanguageModel, run: RunFolder, resident: bool, selector: str | Path | None, chosen: dict[str, Any]
+) -> Answerer:
     settings = replace(read_chain(run.path), **chosen)
     check_settings(settings.selection, settings.threshold, settings.fallback, settings.tasks, "")
-    folders = {name: run.adapters / name for name in [SELECTOR, *settings.tasks]}
+    folders, other = {name: run.adapters / name for name in [SELECTOR, *settings.tasks]}, None
+    if selector is not None:
+        settings, folders, other = _with_selector(RunFolder(Path(selector)), settings, folders)
     chain = _bank(base, folders, resident)
-    return Answerer(base, chain, folders, settings, settings.max_length, settings.stop, resident)
+    return Answerer(base, chain, folders, settings, settings.max_length, settings.stop, resident, other)
+
+
+def _with_selector(
+    run: RunFolder, settings: ChainFile, folders: dict[str, Path]
+) -> tuple[ChainFile, dict[str, Path], Selector | None]:
+    """The chain's settings and adapters with a selector that was trained by itself.
+
+    A LoRA takes the place of the chain's own in the bank; a whole model or a classifier is a second model beside it.
+
+    Raises:
+        LorachainsError: the folder holds no selector, or it knows other tasks than the chain, or it is a LoRA that has
+            seen texts in another form.
+    """
+    own = read_selector(run.path)
+    if set(own.names) != set(settings.tasks):
+        raise LorachainsError(
+            f"{run.path} selects among {', '.join(own.names)}, but the chain's tasks are {', '.join(settings.tasks)}: "
+            "give a selector that was trained on the same data.tasks"
+        )
+    beside = replace(settings, **vars(own))
+    if run.classifier.is_dir():
+        return settings, folders, Classifier(run.classifier, beside, _device())
+    if run.model.is_dir():
+        base = instantiate(_own_model(run, run.read_config()))
+        base.model.eval().to(_device())
+        return settings, folders, Answerer(base, None, {}, beside, beside.max_length)
+    if (own.template, own.max_length) != (settings.template, settings.max_length):
+        raise LorachainsError(
+            f"{run.path} was trained with another data.template or data.max_length than the chain, beside whose "
+            "experts its LoRA is to be: train it with the chain's"
+        )
+    return replace(settings, names=own.names, task_prompt=own.task_prompt), folders | {SELECTOR: run.adapter}, None
 
 
 def _of_one(base: LanguageModel, run: RunFolder, adapters: Path, config: Any, expert: str | None) -> Answerer:

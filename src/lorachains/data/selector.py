@@ -89,6 +89,10 @@ class Decoys:
         if not isinstance(self.share, int | float) or not 0 <= self.share <= 1:
             raise LorachainsError(f"method.decoys is {self.share!r}: give a share from 0 to 1")
 
+    def of(self, example: Example, question: Question) -> str:
+        """An example's instruction, maybe with a decoy."""
+        return self.put(example.prompt, question, example.source)
+
     def put(self, instruction: str, question: Question, source: str) -> str:
         """The instruction, maybe with a decoy; always the same for the same source."""
         rng = random.Random(f"{self.seed}/{source}")
@@ -123,7 +127,7 @@ def selector_rows(
     answers = question.answers
     asked_of = [row.example.prompt for row in rows]
     if decoys:
-        asked_of = [decoys.put(row.example.prompt, question, row.example.source) for row in rows]
+        asked_of = [decoys.of(row.example, question) for row in rows]
     examples = [
         Example(SELECTOR, question.about(asked), answers[row.task], row.example.source)
         for row, asked in zip(rows, asked_of, strict=True)

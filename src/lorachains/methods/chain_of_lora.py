@@ -16,12 +16,13 @@ from peft import LoraConfig
 from lorachains.answering.folder import BASE, ChainFile, check_settings, read_chain
 from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.data.protocol import positive
-from lorachains.data.selector import SELECTOR, Decoys, Question, selector_rows, selector_task
+from lorachains.data.selector import SELECTOR, Decoys, selector_rows, selector_task
 from lorachains.data.tokens import Encoded
 from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
 from lorachains.methods.lora import Lora
 from lorachains.methods.routed_answers import routed_metrics
+from lorachains.methods.selectors import question_of
 from lorachains.models import LanguageModel
 from lorachains.optim import Optim
 from lorachains.parallel import writes
@@ -57,11 +58,11 @@ class ChainOfLora(Lora):
         start: str | None = None, train: Sequence[str] | None = None, start_from: str | None = None,
         start_links: int | None = None,
     ):  # fmt: skip
-        _check(names, task_names or {}, train, start)
+        self.question = question_of(names, task_prompt, task_names)
+        _check(names, train, start)
         check_settings(selection, threshold, fallback, names, "method.")
         if selector_batch_size is not None:
             positive("method.selector_batch_size", selector_batch_size)
-        self.question = Question(task_prompt, {task: (task_names or {}).get(task, task) for task in names})
         super().__init__(base, adapter, optim, seed, [SELECTOR, *names], select, start_from, start_links)
         self.decoys = decoys
         self.tasks, self.selector_batch_size = list(names), selector_batch_size
@@ -126,8 +127,8 @@ class ChainOfLora(Lora):
         metrics = super().save(run, folder)
         data = self.data.runs[run]
         settings = ChainFile(
-            self.base.name, dict(self.question.names), self.question.prompt, data.template, self.selection,
-            self.threshold, self.fallback, data.max_length, data.tasks[0].stop,
+            self.base.name, dict(self.question.names), self.question.prompt, data.template, data.max_length,
+            self.selection, self.threshold, self.fallback, data.tasks[0].stop,
         )  # fmt: skip
         found, confusion = routed_metrics(self, run, settings)
         if writes():
@@ -145,12 +146,8 @@ class ChainOfLora(Lora):
         return read_config(path).r
 
 
-def _check(tasks: Sequence[str], names: Mapping[str, str], train: Sequence[str] | None, start: str | None) -> None:
-    if len(tasks) < 2:
-        raise LorachainsError(f"method=chain_of_lora selects a task, data.tasks is {list(tasks)}: give two at least")
-    if unknown := sorted({*names, *(train or ())} - set(tasks)):
-        raise LorachainsError(
-            f"method.task_names or method.train names {', '.join(unknown)}: the tasks are {', '.join(tasks)}"
-        )
+def _check(tasks: Sequence[str], train: Sequence[str] | None, start: str | None) -> None:
+    if unknown := sorted(set(train or ()) - set(tasks)):
+        raise LorachainsError(f"method.train names {', '.join(unknown)}: the tasks are {', '.join(tasks)}")
     if train is not None and start is None:
         raise LorachainsError("method.train trains some experts of a finished chain: give its folder as method.start")

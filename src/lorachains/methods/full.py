@@ -6,6 +6,7 @@ in bfloat16 copies of them (automatic mixed precision), and keeps gradients, mom
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Full(Trained):
     ):
         super().__init__(base, optim, seed, select=select)
         if len(self.seeds) > 1:
-            raise LorachainsError(f"method=full trains the base's own weights: {len(self.seeds)} runs can't share them")
+            raise LorachainsError(f"all weights of one model are trained: {len(self.seeds)} runs can't share them")
         _check_trainable(base)
         self._weights = dict(base.model.named_parameters())  # those that are tied, once
         for weight in self._weights.values():
@@ -94,9 +95,13 @@ class Full(Trained):
     def save(self, run: int, folder: RunFolder) -> dict[str, float]:
         """Writes the model and its tokenizer as transformers loads them."""
         if writes():
-            self.model.save_pretrained(folder.model)
-            self.base.tokenizer.save_pretrained(folder.model)
+            self.model.save_pretrained(self.place(folder))
+            self.base.tokenizer.save_pretrained(self.place(folder))
         return {}
+
+    def place(self, folder: RunFolder) -> Path:
+        """Where in a run's folder the model is written."""
+        return folder.model
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """All weights."""

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorachains.answering.folder import BASE, ChainFile
-from lorachains.answering.generated import generated_names
 from lorachains.batch import pack
 from lorachains.data.selector import SELECTOR
 from lorachains.data.tokens import Encoded, padding_token
 from lorachains.evaluation import Prediction, candidate_losses
+from lorachains.methods.selectors import generated_choices, scores_of
 from lorachains.scoring import answer_losses
-from lorachains.selection.report import Confusion, top_k
+from lorachains.selection.report import Confusion, figures
 from lorachains.selection.trie import probabilities, select
 
 if TYPE_CHECKING:
@@ -35,21 +35,16 @@ def routed_metrics(method: "ChainOfLora", run: int, chain: ChainFile) -> tuple[d
     Args:
         method: which has just answered the test rows.
     """
-    predictions = method.predictions["test"][run]
-    by_source = {p.source: p for p in predictions if p.task == SELECTOR}
     rows = [row for row in method.data.runs[run].rows("test") if row.task]
-    scores = torch.tensor([by_source[row.example.source].candidates for row in rows], dtype=torch.float64)
+    scores = scores_of(method.predictions["test"][run], rows)
     gold = [row.task - 1 for row in rows]
     picked = select(probabilities(scores), threshold=chain.threshold)
     chosen = [best.names[0] if best.sure else -1 for best in picked]
-    metrics = {f"test/{SELECTOR}/top{k}": top_k(scores, gold, k) for k in (1, 3)}
     if chain.selection == "generate":
-        chosen = _generated(method, run, chain, rows)
+        prompts = [chain.question.about(row.example.prompt) for row in rows]
+        chosen = generated_choices(method, run, chain.question, prompts)
     confusion = Confusion(chain.tasks, gold, chosen)
-    metrics[f"test/{SELECTOR}/routed_accuracy"] = confusion.accuracy
-    metrics[f"test/{SELECTOR}/fallbacks"] = chosen.count(-1)
-    f1 = confusion.f1()
-    metrics |= {f"test/{SELECTOR}/f1": fmean(f1.values())} | {f"test/{SELECTOR}/f1/{t}": v for t, v in f1.items()}
+    metrics = {f"test/{SELECTOR}/{key}": value for key, value in figures(confusion, scores).items()}
     return metrics | _likelihoods(method, run, chain, rows, chosen), confusion
 
 
@@ -124,15 +119,3 @@ def _silent(method: "ChainOfLora") -> Iterator[None]:
     finally:
         for bank, scale in scales.items():
             bank.scaling.copy_(scale)
-
-
-def _generated(method: "ChainOfLora", run: int, chain: ChainFile, rows: Sequence[Encoded]) -> list[int]:
-    """The task that the selector's generated text names for each row; -1 for none."""
-    data, found = method.data.runs[run], list[int]()
-    adapter = run * len(method.names)
-    for start in range(0, len(rows), data.eval_batch_size):
-        some = [row.example.prompt for row in rows[start : start + data.eval_batch_size]]
-        names = generated_names(method.passes.generator(), method.base.tokenizer, chain.question, some, adapter,
-                                data.max_length)  # fmt: skip
-        found += [-1 if name is None else chain.tasks.index(name) for name in names]
-    return found

@@ -1,13 +1,14 @@
-"""Base language models: from the hub, a folder, a GGUF file, or random weights."""
+"""Base language models: from the hub, a folder, a GGUF file, or random weights; and encoders."""
 
+from lorachains.models.encoder import load_encoder
 from lorachains.models.identity import fingerprint, fingerprint_of
 from lorachains.models.language_model import LanguageModel, base_fingerprint
 from lorachains.models.loading import load, safetensors_folder
 from lorachains.models.pruning import prune
 from lorachains.models.random_weights import byte_tokenizer, random_llm, tiny
-from lorachains.models.wheels import Wheels
+from lorachains.models.wheels import WheelFolder, Wheels
 
 __all__ = [
-    "LanguageModel", "Wheels", "base_fingerprint", "byte_tokenizer", "fingerprint", "fingerprint_of", "load", "prune",
-    "random_llm", "safetensors_folder", "tiny",
+    "LanguageModel", "WheelFolder", "Wheels", "base_fingerprint", "byte_tokenizer", "fingerprint", "fingerprint_of",
+    "load", "load_encoder", "prune", "random_llm", "safetensors_folder", "tiny",
 ]  # fmt: skip

@@ -14,8 +14,11 @@ _TIMEOUT_S = 3.0
 _HTTPError: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
 
 
-def on_hub(name: str) -> bool:
+def on_hub(name: str, key: str = "model.name") -> bool:
     """Whether the hub answers and has the model `name`; False where it can't be reached within seconds.
+
+    Args:
+        key: the setting that names it, for errors.
 
     Raises `LorachainsError` where the hub answers that it has no such model, or doesn't give it out.
     """
@@ -23,15 +26,15 @@ def on_hub(name: str) -> bool:
         HfApi().model_info(name, timeout=_TIMEOUT_S)
     except errors.HFValidationError as error:
         raise LorachainsError(
-            f"model.name is {name!r}: no such folder or file, and not a name that the hub could have"
+            f"{key} is {name!r}: no such folder or file, and not a name that the hub could have"
         ) from error
     except errors.GatedRepoError as error:
         raise LorachainsError(
-            f"model.name is {name!r}: accept its terms on the hub's page, then log in with `hf auth login`"
+            f"{key} is {name!r}: accept its terms on the hub's page, then log in with `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise LorachainsError(
-            f"model.name is {name!r}: the hub has no such model, nor is it a folder or file here; correct the name "
+            f"{key} is {name!r}: the hub has no such model, nor is it a folder or file here; correct the name "
             "(a private model needs `hf auth login`)"
         ) from error
     except (_HTTPError, errors.OfflineModeIsEnabled) as error:

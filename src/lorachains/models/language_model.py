@@ -28,7 +28,7 @@ class Pruned:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model and its tokenizer.
+    """A causal language model (or an encoder, `load_encoder`) and its tokenizer.
 
     Attributes:
         name: what the user gave: a hub name, a folder or a GGUF file.

