@@ -3,8 +3,8 @@ SPL 2024, Table III).
 
 That rows ask for their task and not for their answer is the method's, as it is with the chain: `reads` makes the
 selector's rows of whatever the data has, so that all ways to train one see the same instructions in the same splits,
-and the data's settings mean the same. Such a run is judged by its names' exact likelihoods and, as in the paper, by what
-it generates, searched by Knuth–Morris–Pratt; and it can select for a chain (`lorachains.load(…, selector=RUN)`).
+and the data's settings mean the same. Such a run is judged by its names' exact likelihoods and, as in the paper, by
+what it generates, searched by Knuth–Morris–Pratt; and it can select for a chain (`lorachains.load(…, selector=RUN)`).
 """
 
 from collections.abc import Mapping, Sequence
