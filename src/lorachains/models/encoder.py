@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from lorachains.errors import LorachainsError
 from lorachains.models.hub import has_weights, in_hub_cache, on_hub
 from lorachains.models.language_model import LanguageModel
+from lorachains.models.random_weights import tiny_encoder
 from lorachains.models.wheels import WheelFolder
 
 log = logging.getLogger(__name__)
@@ -28,12 +29,15 @@ def load_encoder(
     A text that is cut loses its beginning, as everywhere in this project. The global random state is left as it was.
 
     Args:
+        name: "tiny" is one with random weights, for tests.
         seed: of the head's weights. One that the encoder has already is kept if it is of as many labels.
         wheels: by encoder, where its weights are if the hub can't be reached.
 
     Raises:
         LorachainsError: the encoder can't be had, or its tokenizer gives no character offsets.
     """
+    if name == "tiny":
+        return tiny_encoder(labels, seed=seed)
     source = _source(name, wheels or {}, cache_dir)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,12 +1,19 @@
 """Language models with random weights: for tests, and for speed measurements where the real weights can't be had."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from lorachains.errors import LorachainsError
 from lorachains.models.language_model import LanguageModel, ready_to_train, torch_dtype
@@ -75,3 +82,19 @@ def tiny(
     return random_llm(
         "tiny", architecture=architecture, dtype=dtype, checkpointing=checkpointing, prune_vocab=prune_vocab, seed=seed
     )
+
+
+def tiny_encoder(labels: Sequence[str], *, seed: int = 0, positions: int = 512) -> LanguageModel:
+    """A random BERT of two layers without dropout and with a head for labels, reading bytes as tokens, for tests."""
+    tokenizer = byte_tokenizer()
+    tokenizer.truncation_side = "left"
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=positions, pad_token_id=tokenizer.pad_token_id, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, initializer_range=0.2, num_labels=len(labels),
+        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = BertForSequenceClassification(config)
+    return LanguageModel(model, tokenizer, "tiny")
