@@ -68,7 +68,9 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
 def _rows(folder: RunFolder) -> list[list[Any]]:
     """The predictions in their order, each without nesting."""
     rows = [json.loads(line) for line in folder.predictions.read_text().splitlines()]
-    return [[*row.pop("candidates"), *row.pop("scores").values(), *row.values()] for row in rows]
+    return [
+        [*row.pop("candidates"), *row.pop("also_right"), *row.pop("scores").values(), *row.values()] for row in rows
+    ]
 
 
 @pytest.mark.usefixtures("two")

@@ -5,7 +5,6 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,7 @@ def test_what_no_retry_can_mend_stops_at_once(status: int) -> None:
         pytest.raises(LorachainsError, match=f"says {status} .*: check endpoint.url, endpoint.model and JUDGE_API_KEY"),
     ):
         ask(server.url, [str(i) for i in range(50)], workers=1)
-    assert len(server.asked) <= 2  # one may have been under way
+    assert len(server.asked) == 1
 
 
 def test_an_empty_reply_is_one() -> None:
@@ -143,9 +142,9 @@ def test_requests_are_spread_over_time_and_workers() -> None:
 
     prompts = [str(i) for i in range(6)]
     with endpoint(answer) as server:
+        begun = time.monotonic()
         ask(server.url, prompts, requests_per_minute=600)
-        gaps = [after - before for before, after in pairwise(sorted(came))]
-        assert sum(gaps) >= 0.49  # five tenths of a second
+        assert came[-1] - begun >= 0.5  # the sixth's turn comes after five tenths of a second
         ask(server.url, [f"again {i}" for i in range(12)], workers=3)
     assert 1 < server.at_once <= 3
 

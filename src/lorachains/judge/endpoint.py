@@ -99,7 +99,8 @@ class Endpoint:
             asked = [pool.submit(self._ask, prompt, stop, pace) for prompt in prompts]
             try:
                 for done in as_completed(asked):
-                    yield done.result()
+                    if not isinstance(done.exception(), _Stopped):
+                        yield done.result()
             finally:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -108,17 +109,19 @@ class Endpoint:
         for failures in range(1, self.retries + 2):
             stop.wait(pace.turn())
             if stop.is_set():
-                break
+                raise _Stopped
             try:
                 return self._try(prompt)
             except _Transient as error:
                 why, wait = str(error), error.after
+            except LorachainsError:
+                stop.set()  # here: this thread may begin another request before the one that waits has seen the error
+                raise
             if failures <= self.retries:
                 wait = self.backoff * 2 ** (failures - 1) * random.uniform(1, 1.5) if wait is None else wait
                 log.debug("failure %d: %s: next try in %.1f s", failures, why, wait)
                 stop.wait(min(wait, _LONGEST_WAIT_S))
-        if stop.is_set():
-            raise LorachainsError("judging was stopped: give the same command again to go on")
+        stop.set()
         raise LorachainsError(
             f"{self.url} failed {self.retries + 1} times in a row, last with {why}: what it has answered is kept; "
             "give the same command again when it is well"
@@ -142,6 +145,10 @@ class Endpoint:
         if status in _AGAIN or status >= 500:
             raise _Transient(said, _retry_after(response.headers.get("Retry-After", "")))
         raise LorachainsError(f"{self.url} says {said}: check endpoint.url, endpoint.model and {KEY}")
+
+
+class _Stopped(Exception):
+    """Not asked, since another request has ended it all."""
 
 
 class _Pace:
