@@ -60,6 +60,13 @@ def test_a_run_of_one_adapter_selects_nothing(train: Train, generate: Generate) 
     assert "probability" not in line
 
 
+def test_the_bare_base_does_not_answer_for_adapters_that_nobody_chooses_among(train: Train, generate: Generate) -> None:
+    assert train("method=single_lora", "data.tasks=[chain_sum,syllogism]", "hydra.run.dir=run").code == 0
+    code, lines, err = generate("run=run", "prompt=2 + 2 =")
+    assert (code, lines) == (1, [])
+    assert "error: run holds several adapters and no chain" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -34,7 +34,7 @@ def load(folder: str | Path, *, base: LanguageModel | None = None, resident: boo
         LorachainsError: the folder holds no such run, or what it holds doesn't fit.
     """
     run, path = RunFolder(Path(folder)), Path(folder)
-    config: Any = OmegaConf.load(run.config) if run.config.is_file() else OmegaConf.create()
+    config: Any = run.read_config() if run.config.is_file() else OmegaConf.create()
     if base is None and "model" not in config:
         raise LorachainsError(f"{run.path} holds no run: config.yaml is missing")
     base = base or instantiate(_own_model(run, config))
@@ -44,6 +44,11 @@ def load(folder: str | Path, *, base: LanguageModel | None = None, resident: boo
     if not (path / FILE).is_file():
         if chosen or resident:
             raise LorachainsError(f"{path} holds no chain ({FILE} is missing), so nothing to select or to swap")
+        if run.adapters.is_dir():  # the bare base would answer in their place
+            raise LorachainsError(
+                f"{path} holds several adapters and no chain ({FILE} is missing) that chooses among them: give the "
+                "folder of a method=chain_of_lora run, or an adapter of its own"
+            )
         folders = {"adapter": run.adapter} if run.adapter.is_dir() else {}
         chain = _bank(base, folders, False) if folders else None
         base.model.eval().to(device)

@@ -56,7 +56,10 @@ class Method(L.LightningModule):
     ):  # fmt: skip
         super().__init__()
         self.base, self.model, self.names = base, base.model, list(names)
-        self.seeds = [seed] if isinstance(seed, int) else list(seed)
+        self.seeds = list(seed) if isinstance(seed, list | tuple) else [seed]
+        for given in self.seeds:
+            if type(given) is not int or given < 0:
+                raise LorachainsError(f"method.seed is {given!r}: give a whole number, 0 or more")
         self.serving = Serving(len(self.seeds), len(self.names))
         self.routing = Routing()
         self.best = BestEpoch(select)

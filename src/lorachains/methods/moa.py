@@ -32,7 +32,7 @@ from lorachains.batch import TokenBatch
 from lorachains.data import EvalBatch
 from lorachains.data.tokens import collate_eval, padding_token, prompt_of
 from lorachains.domains import DomainLosses, Routes, perplexities
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_switch
 from lorachains.evaluation import score_of
 from lorachains.methods.routed import Routed, check_not_recomputed
 from lorachains.mixture import Training
@@ -71,6 +71,7 @@ class Moa(Routed):
         self.mixing = False
         self._routes, self._losses = Routes(self.names), DomainLosses(self.names)
         self._told: dict[str, float] = {}
+        check_switch("method.heat_map", heat_map)
         _check(stage1_epochs, eta, route)
         if route != "label":
             check_not_recomputed(self.model, f"method.route={route}")
