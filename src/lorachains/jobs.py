@@ -206,8 +206,8 @@ def _built(jobs: Sequence[Job], base: LanguageModel) -> tuple[RunsDataModule, li
                 data.setup()
                 read[rows] = data
             runs.append(read[rows].in_order(job.cfg.data.order_seed))
-            if methods[-1].keywords.get("names", ()) is None:  # an adapter for each task
-                methods[-1].keywords["names"] = [task.name for task in runs[-1].tasks]
+            if "names" in methods[-1].keywords:  # an adapter for each task
+                methods[-1].keywords["names"] = _names(methods[-1].keywords["names"], runs[-1])
         except Exception:
             if len(jobs) == 1:
                 raise
@@ -219,12 +219,19 @@ def _built(jobs: Sequence[Job], base: LanguageModel) -> tuple[RunsDataModule, li
     return RunsDataModule(runs), methods
 
 
+def _names(given: object, data: TaskDataModule) -> list[str]:
+    tasks = [task.name for task in data.tasks]
+    if given not in (None, tasks):
+        raise LorachainsError(f"method.names is {given!r}, but the data's tasks are {tasks}: leave it out")
+    return tasks
+
+
 def _check_lengths(jobs: Sequence[Job], runs: Sequence[TaskDataModule]) -> None:
     """Raises _Apart where epochs differ in their batches, and something counts optimizer steps: knots, or a limit."""
     by_length: dict[int, list[Job]] = {}
     for job, run in zip(jobs, runs, strict=True):
         by_length.setdefault(len(run.batches()), []).append(job)
-    count = any(job.branches or not ties_none(job.cfg) or job.cfg.trainer.max_steps >= 0 for job in jobs)
+    count = any(job.branches or not ties_none(job.cfg) or job.cfg.trainer.max_steps != -1 for job in jobs)
     if count and len(by_length) > 1:
         raise _Apart("epochs of different lengths", list(by_length.values()))
 

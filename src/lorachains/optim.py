@@ -43,13 +43,17 @@ class Optim:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if any(not (isinstance(rate, int | float) and 0 < rate < math.inf) for rate in self.peak()):
+        if any(not (type(rate) in (int, float) and 0 < rate < math.inf) for rate in self.peak()):
             raise LorachainsError(f"optim.lr is {self.lr!r}: give a finite learning rate above 0")
         if self.schedule not in ("linear", "cosine", "constant"):
             raise LorachainsError(f"optim.schedule is {self.schedule!r}: choose linear, cosine or constant")
         if type(self.warmup) is not int or self.warmup < 0:
             raise LorachainsError(f"optim.warmup is {self.warmup!r}: give a number of optimizer steps, 0 or more")
         _check_elementwise(self.optimizer)
+        if "lr" in self.settings[1]:
+            raise LorachainsError(
+                f"optim.optimizer.lr is {self.settings[1]['lr']!r}, which counts nowhere: set optim.lr"
+            )
 
     def peak(self) -> list[float]:
         """The peak rates as a list, of one item if all adapters share it."""

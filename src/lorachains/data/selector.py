@@ -41,12 +41,16 @@ class Question:
     names: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        if INSTRUCTION not in self.prompt or self.prompt != self.prompt.rstrip():
+        if INSTRUCTION not in str(self.prompt) or self.prompt != self.prompt.rstrip():
             raise LorachainsError(
                 f"method.task_prompt is {self.prompt!r}: put {INSTRUCTION} in it, and no white space at its end"
             )
-        texts = [name.strip() for name in self.names.values()]
-        if "" in texts or len(set(texts)) < len(texts):
+        texts = [str(name).strip() for name in self.names.values()]
+        if (
+            not all(isinstance(name, str) for name in self.names.values())
+            or "" in texts
+            or len(set(texts)) < len(texts)
+        ):
             raise LorachainsError(f"method.task_names gives the names {texts}: give each task one of its own")
 
     def about(self, instruction: str) -> str:

@@ -57,6 +57,7 @@ class ChainOfLora(Lora):
         start: str | None = None, train: Sequence[str] | None = None, start_from: str | None = None,
         start_links: int | None = None,
     ):  # fmt: skip
+        train = [train] if isinstance(train, str) else train
         _check(names, task_names or {}, train, start)
         check_settings(selection, threshold, fallback, names, "method.")
         if selector_batch_size is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lorachains.batch import TokenBatch
 from lorachains.chain import Chain
+from lorachains.inject import check_names
 from lorachains.live_link import LiveLink, live_link, restore
 from lorachains.loading import go_on_from
 from lorachains.methods.training import Trained
@@ -50,6 +51,7 @@ class Lora(Trained):
         super().__init__(base, optim, seed, names, select)
         adapters = [adapter] * len(self.seeds) if isinstance(adapter, LoraConfig) else list(adapter)
         configs = [config for config in adapters for _ in self.names]
+        check_names(base.model, configs[0])
         self.chain = Chain(base.model, configs, [s + expert for s in self.seeds for expert in range(len(self.names))])
         self.routing = self.chain.routing
         self._fingerprint = base_fingerprint(base)  # before training: a merge changes the weights

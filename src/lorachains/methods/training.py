@@ -51,6 +51,7 @@ class Trained(Method):
         self.optims = [optim] * len(self.seeds) if isinstance(optim, Optim) else list(optim)
         rates = [rate for recipe in self.optims for rate in _peak(recipe, len(self.names))]
         self._peak = torch.tensor(rates, dtype=torch.float64)
+        self.presence = torch.zeros(0, self.serving.bank, dtype=torch.bool)  # where there is nothing to train
 
     # -- what a method overrides ---------------------------------------------------------------------------------------
 
@@ -128,6 +129,11 @@ class Trained(Method):
 
     def plan_rates(self) -> None:
         """Lays out the learning rates of all optimizer steps, so that none of them is computed on the way."""
+        if (warmup := max(recipe.warmup for recipe in self.optims)) >= len(self.presence) > 0:
+            log.warning(
+                "optim.warmup is %d, but the run has %d optimizer steps: it never reaches optim.lr",
+                warmup, len(self.presence),
+            )  # fmt: skip
         self.factors = self.planned(self.clock())
         self._rates_at = self._peak * self.factors.to(self.device, self._peak.dtype)
 
