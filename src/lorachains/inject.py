@@ -33,9 +33,9 @@ def check_config(config: LoraConfig) -> None:
     """
     if type(config.r) is not int or config.r < 1:
         raise LorachainsError(f"adapter.r is {config.r!r}: give a rank of at least 1")
-    if type(config.lora_alpha) not in (int, float) or not config.lora_alpha > 0:
-        raise LorachainsError(f"adapter.lora_alpha is {config.lora_alpha!r}: give a number above 0")
-    if type(config.lora_dropout) not in (int, float) or not 0 <= config.lora_dropout < 1:
+    if not isinstance(config.lora_alpha, int | float) or not 0 < config.lora_alpha < math.inf:
+        raise LorachainsError(f"adapter.lora_alpha is {config.lora_alpha!r}: give a finite number above 0")
+    if not isinstance(config.lora_dropout, int | float) or not 0 <= config.lora_dropout < 1:
         raise LorachainsError(f"adapter.lora_dropout is {config.lora_dropout!r}: give a probability in [0, 1)")
     if config.init_lora_weights not in (True, "gaussian"):
         raise LorachainsError(
@@ -45,7 +45,7 @@ def check_config(config: LoraConfig) -> None:
     for key in ("use_rslora", "lora_bias"):
         check_switch(f"adapter.{key}", getattr(config, key))
     if config.task_type not in (None, "CAUSAL_LM"):
-        raise LorachainsError(f"adapter.task_type is {str(config.task_type)!r}: only CAUSAL_LM")
+        raise LorachainsError(f"adapter.task_type is {config.task_type!s}: give CAUSAL_LM, or null")
     default = LoraConfig()
     for field in fields(config):
         value = getattr(config, field.name)
@@ -123,7 +123,9 @@ def _linear_names(model: nn.Module) -> list[str]:
 
 def _narrowed(config: LoraConfig) -> str:
     """What else decides which layers are targeted, as far as it is given."""
-    keys = [key for key in ("exclude_modules", "layers_to_transform", "layers_pattern") if getattr(config, key)]
+    keys = [
+        key for key in ("exclude_modules", "layers_to_transform", "layers_pattern") if getattr(config, key) is not None
+    ]
     return "".join(f" with adapter.{key}={_shown(getattr(config, key))}" for key in keys)
 
 

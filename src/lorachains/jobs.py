@@ -206,8 +206,8 @@ def _built(jobs: Sequence[Job], base: LanguageModel) -> tuple[RunsDataModule, li
                 data.setup()
                 read[rows] = data
             runs.append(read[rows].in_order(job.cfg.data.order_seed))
-            if "names" in methods[-1].keywords:  # an adapter for each task
-                methods[-1].keywords["names"] = _names(methods[-1].keywords["names"], runs[-1])
+            if methods[-1].keywords.get("names", ()) is None:  # an adapter for each task
+                methods[-1].keywords["names"] = [task.name for task in runs[-1].tasks]
         except Exception:
             if len(jobs) == 1:
                 raise
@@ -217,13 +217,6 @@ def _built(jobs: Sequence[Job], base: LanguageModel) -> tuple[RunsDataModule, li
         raise _Apart("settings that can't be used", [*([good] if good else []), *([job] for job in bad)])
     _check_lengths(jobs, runs)
     return RunsDataModule(runs), methods
-
-
-def _names(given: object, data: TaskDataModule) -> list[str]:
-    tasks = [task.name for task in data.tasks]
-    if given not in (None, tasks):
-        raise LorachainsError(f"method.names is {given!r}, but the data's tasks are {tasks}: leave it out")
-    return tasks
 
 
 def _check_lengths(jobs: Sequence[Job], runs: Sequence[TaskDataModule]) -> None:

@@ -67,7 +67,7 @@ class Knots:
                 f"knots.requantize is {self.requantize!r} with knots.mode={self.mode}: give true with "
                 "knots.mode=merge only, or false"
             )
-        if self.tolerance is not None and not (type(self.tolerance) in (int, float) and self.tolerance > 0):
+        if self.tolerance is not None and not (isinstance(self.tolerance, int | float) and self.tolerance > 0):
             raise LorachainsError(f"knots.tolerance is {self.tolerance!r}: give a number above 0, or null")
 
     def positions(self, total: int, per_epoch: int) -> list[int]:

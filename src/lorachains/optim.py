@@ -43,7 +43,7 @@ class Optim:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if any(not (type(rate) in (int, float) and 0 < rate < math.inf) for rate in self.peak()):
+        if any(not (isinstance(rate, int | float) and 0 < rate < math.inf) for rate in self.peak()):
             raise LorachainsError(f"optim.lr is {self.lr!r}: give a finite learning rate above 0")
         if self.schedule not in ("linear", "cosine", "constant"):
             raise LorachainsError(f"optim.schedule is {self.schedule!r}: choose linear, cosine or constant")

@@ -169,14 +169,14 @@ def _check(settings: dict[str, Any]) -> None:
         if type(value) is not int or value < least:
             raise LorachainsError(f"trainer.{key} is {value!r}: give a whole number, {least} or more")
     clip = settings.get("gradient_clip_val")
-    if clip is not None and not (type(clip) in (int, float) and clip > 0):
+    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
         raise LorachainsError(f"trainer.gradient_clip_val is {clip!r}: give a norm above 0, or null for no clipping")
     if settings.get("gradient_clip_algorithm", "norm") != "norm":
         raise LorachainsError(f"trainer.gradient_clip_algorithm is {settings['gradient_clip_algorithm']!r}: only norm")
     if settings.get("precision") not in PRECISIONS:
         raise LorachainsError(
             f"trainer.precision is {settings['precision']!r}: choose auto, bf16-mixed or 32-true; the weights' own "
-            "precision is model.dtype"
+            "is model.dtype"
         )
     for key in SWITCHES:
         check_switch(f"trainer.{key}", settings.get(key, True))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lorachains.batch import TokenBatch
 from lorachains.chain import Chain
+from lorachains.errors import LorachainsError
 from lorachains.inject import check_names
 from lorachains.live_link import LiveLink, live_link, restore
 from lorachains.loading import go_on_from
@@ -57,6 +58,15 @@ class Lora(Trained):
         self._fingerprint = base_fingerprint(base)  # before training: a merge changes the weights
         if start_from is not None:
             go_on_from(self.chain, base, Path(start_from), start_links)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        for run in self.data.runs:
+            if len(self.names) > 1 and (tasks := [task.name for task in run.tasks]) != self.names:
+                raise LorachainsError(
+                    f"there is an adapter for each of {self.names}, but the data's tasks are {tasks}: "
+                    "set method.names=null"
+                )
 
     def route(self, batch: TokenBatch) -> None:
         self.chain.route = hard_route(self.model, batch)

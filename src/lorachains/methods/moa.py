@@ -76,12 +76,6 @@ class Moa(LoraContinued, Routed):
         if route != "label":
             check_not_recomputed(self.model, f"method.route={route}")
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        [run] = self.data.runs
-        if (tasks := [task.name for task in run.tasks]) != self.names:
-            raise LorachainsError(f"the experts are {self.names}, but the data's tasks {tasks}: there is one for each")
-
     # -- training ------------------------------------------------------------------------------------------------------
 
     def losses(self, batch: TokenBatch) -> dict[str, Float[Tensor, " experts"]]:

@@ -123,17 +123,17 @@ class Trained(Method):
 
     def on_train_start(self) -> None:
         self.journal.begin()
-        self.presence = self.data.presence(self.total_steps, int(self.trainer.num_training_batches))
+        steps, warmup = self.total_steps, max(recipe.warmup for recipe in self.optims)
+        self.presence = self.data.presence(steps, int(self.trainer.num_training_batches))
+        if warmup >= steps > 0:
+            log.warning(
+                "optim.warmup is %d, but the run has %d optimizer steps: it never reaches optim.lr", warmup, steps
+            )
         self.plan_rates()
         self.passes.rehearse()
 
     def plan_rates(self) -> None:
         """Lays out the learning rates of all optimizer steps, so that none of them is computed on the way."""
-        if (warmup := max(recipe.warmup for recipe in self.optims)) >= len(self.presence) > 0:
-            log.warning(
-                "optim.warmup is %d, but the run has %d optimizer steps: it never reaches optim.lr",
-                warmup, len(self.presence),
-            )  # fmt: skip
         self.factors = self.planned(self.clock())
         self._rates_at = self._peak * self.factors.to(self.device, self._peak.dtype)
 
