@@ -71,7 +71,7 @@ def error_line(err: str) -> str:
         (["trainer.max_steps=null"], "trainer.max_steps is None"),
         (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps is 0"),
         (["+trainer.precision=16-mixed"], "trainer.precision is '16-mixed'"),
-        (["trainer.enable_progress_bar=no"], "trainer.enable_progress_bar is 'no'"),
+        (["+trainer.enable_progress_bar=no"], "trainer.enable_progress_bar is 'no'"),
         (["data.candidates=a"], "data.candidates is 'a': give a list of two answers or more"),
         (["data.tasks=[]"], "data.tasks is []"),
         (["data.seed=abc"], "data.seed is 'abc'"),
