@@ -29,12 +29,13 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 def config(arch: str, **fields: Any) -> LoraConfig:
     """A LoRA config for the architecture."""
     settings: dict[str, Any] = {
+        "task_type": "CAUSAL_LM",
         "r": 4,
         "lora_alpha": 8,
         "target_modules": TARGETS.get(arch, "all-linear"),
         "init_lora_weights": "gaussian",
     } | fields
-    return LoraConfig(task_type="CAUSAL_LM", **settings)
+    return LoraConfig(**settings)
 
 
 def randomise(chain: Chain, seed: int = 0) -> None:

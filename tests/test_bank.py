@@ -207,6 +207,12 @@ def test_the_output_layer_cannot_tell_adapters_apart() -> None:
         ({"rank_pattern": {"q_proj": 2}}, "adapter.rank_pattern"),
         ({"init_lora_weights": "pissa"}, "adapter.init_lora_weights is 'pissa'"),
         ({"lora_dropout": 1.5}, "adapter.lora_dropout is 1.5"),
+        ({"lora_dropout": "a"}, "adapter.lora_dropout is 'a'"),
+        ({"lora_alpha": float("inf")}, "adapter.lora_alpha is inf"),
+        ({"r": True}, "adapter.r is True"),
+        ({"task_type": "SEQ_CLS"}, "adapter.task_type is .*: give CAUSAL_LM, or null"),
+        ({"layers_to_transform": [7]}, r"with adapter.layers_to_transform=\[7\] matches no layer"),
+        ({"lora_bias": "no", "init_lora_weights": True}, "adapter.lora_bias is 'no': give true or false"),
     ],
 )
 def test_what_a_bank_cannot_do_is_refused(fields: dict[str, object], message: str) -> None:

@@ -70,6 +70,8 @@ def test_impossible_plans_say_what_to_do(knots: Knots, message: str) -> None:
         {"ranks": [8, 0]},
         {"warmup": -1},
         {"requantize": True},
+        {"tolerance": -1.0},
+        {"tolerance": float("nan")},
     ],
 )
 def test_bad_values_are_refused(fields: dict[str, object]) -> None:

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
+from lorachains.errors import LorachainsError
 from lorachains.loggers import CLASSES, finishing, wandb_logger
 from lorachains.mixture_figures import draw_blocks
 from tests.wandb_files import logged, records
@@ -118,6 +120,31 @@ def test_an_offline_folder_holds_what_was_asked_for(asked: bool, tmp_path: Path)
     assert [(table["columns"][-1], [row[-1] for row in table["data"]]) for table in tables] == (
         [("accuracy", [1.0, 0.0, 0.0])] if asked else []
     )
+
+
+def test_predictions_of_answers_that_were_not_generated(tmp_path: Path) -> None:
+    """Rows that are judged by their likelihood have no prediction; they make a table all the same."""
+    folder = finished_run(tmp_path / "run", ["yes", "no"])
+    rows = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
+    nothing: dict[str, object] = {"prediction": None, "scores": {}, "candidates": []}
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row | nothing) + "\n" for row in rows))
+    logger = wandb_logger(str(folder), "test", "sweep", [], log_predictions=True, log_adapter=False)
+    with finishing(logger, {"seed": 0}):
+        pass
+    [file] = folder.glob("wandb/offline-run-*/*.wandb")
+    names = {name for name, _ in logged(records(file))}
+    assert "predictions/cb" in names
+    assert not any(name.startswith("confusion") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"tags": "abc"}, "logger.tags is 'abc'"), ({"log_predictions": "no"}, "logger.log_predictions is 'no'")],
+)
+def test_settings_that_mean_something_else_are_refused(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
+    right: dict[str, Any] = {"tags": [], "log_predictions": False, "log_adapter": False}
+    with pytest.raises(LorachainsError, match=says):
+        wandb_logger(str(tmp_path), "test", "sweep", **(right | settings))
 
 
 def test_many_different_answers_make_no_confusion_matrix(tmp_path: Path) -> None:

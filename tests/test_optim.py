@@ -181,6 +181,7 @@ def test_warmup_rises_to_the_peak_and_never_stands_still() -> None:
         ({"lr": float("nan")}, "optim.lr is nan"),
         ({"schedule": "step"}, "optim.schedule is 'step'"),
         ({"warmup": -1}, "optim.warmup"),
+        ({"optimizer": partial(torch.optim.AdamW, lr=0.1)}, r"optim.optimizer.lr is 0.1, .*: set optim.lr"),
     ],
 )
 def test_bad_recipes_are_refused(fields: dict[str, object], message: str) -> None:

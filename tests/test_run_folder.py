@@ -109,11 +109,13 @@ def test_bad_metrics_are_named(folder: RunFolder, content: str | None, says: str
         folder.read_metrics()
 
 
-@pytest.mark.parametrize("content", [None, "a: [", "- a"], ids=["missing", "cut", "list"])
-def test_bad_settings_are_named(folder: RunFolder, content: str | None) -> None:
+@pytest.mark.parametrize(
+    "content", [None, b"a: [", b"- a", b"", b"a: \xff\xfe"], ids=["missing", "cut", "list", "empty", "bytes"]
+)
+def test_bad_settings_are_named(folder: RunFolder, content: bytes | None) -> None:
     folder.config.unlink()
-    if content:
-        folder.config.write_text(content)
+    if content is not None:
+        folder.config.write_bytes(content)
     with pytest.raises(LorachainsError, match=r"config\.yaml (can't be read|holds no settings)") as raised:
         folder.read_config()
     assert "\n" not in str(raised.value)

@@ -102,6 +102,9 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, caplog: pytest.Lo
         LorachainsError, match=r"trained on some/base \(weights 0123\), not on other/base \(weights 4567\)"
     ):
         check_base(tmp_path, "other/base", "4567")
+    (tmp_path / "base_fingerprint.txt").write_bytes(b"\xff")
+    with pytest.raises(LorachainsError, match="trained on some/base"):
+        check_base(tmp_path, "some/base", "0123")
     (tmp_path / "base_fingerprint.txt").unlink()  # as PEFT writes adapters
     check_base(tmp_path, "other/base", "4567")
     assert "names some/base as its base, not other/base" in caplog.text

@@ -98,6 +98,15 @@ def check_settings(cfg: DictConfig) -> None:
         raise LorachainsError(f"start_links is {cfg.start_links!r}, but start_from names no chain: set it too")
     for key in ("resume", "overwrite"):
         check_switch(key, cfg[key])
+    _tell_ignored(cfg)
+
+
+def _tell_ignored(cfg: DictConfig) -> None:
+    """Warns of settings given on the command line that the method doesn't read. A sweep over methods may have some."""
+    given = {override.lstrip("+~").partition("=")[0].split(".")[0] for override in HydraConfig.get().overrides.task}
+    for section in ("adapter", "knots", "optim"):
+        if section in given and section not in cfg.method:
+            log.warning("%s is given, but %s reads none of it", section, cfg.method["_target_"])
 
 
 def told(error: BaseException) -> str | None:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lorachains.bank import LoraBank
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_switch
 from lorachains.routing import Routing
 
 SUPPORTED = {
@@ -31,17 +31,21 @@ def check_config(config: LoraConfig) -> None:
     Raises:
         LorachainsError: names the field of the adapter config, its value, and what is supported.
     """
-    if not isinstance(config.r, int) or config.r < 1:
+    if type(config.r) is not int or config.r < 1:
         raise LorachainsError(f"adapter.r is {config.r!r}: give a rank of at least 1")
-    if not isinstance(config.lora_alpha, int | float) or not config.lora_alpha > 0:
-        raise LorachainsError(f"adapter.lora_alpha is {config.lora_alpha!r}: give a number above 0")
-    if not 0 <= config.lora_dropout < 1:
+    if not isinstance(config.lora_alpha, int | float) or not 0 < config.lora_alpha < math.inf:
+        raise LorachainsError(f"adapter.lora_alpha is {config.lora_alpha!r}: give a finite number above 0")
+    if not isinstance(config.lora_dropout, int | float) or not 0 <= config.lora_dropout < 1:
         raise LorachainsError(f"adapter.lora_dropout is {config.lora_dropout!r}: give a probability in [0, 1)")
     if config.init_lora_weights not in (True, "gaussian"):
         raise LorachainsError(
             f"adapter.init_lora_weights is {config.init_lora_weights!r}: "
             "a bank draws A as 'gaussian' or true (uniform), with B zero"
         )
+    for key in ("use_rslora", "lora_bias"):
+        check_switch(f"adapter.{key}", getattr(config, key))
+    if config.task_type not in (None, "CAUSAL_LM"):
+        raise LorachainsError(f"adapter.task_type is {config.task_type!s}: give CAUSAL_LM, or null")
     default = LoraConfig()
     for field in fields(config):
         value = getattr(config, field.name)
@@ -73,8 +77,8 @@ def inject(model: PreTrainedModel, config: LoraConfig, experts: int, routing: Ro
     targets = [name for name, _ in model.named_modules() if name and check_target_module_exists(config, name)]
     if not targets:
         raise LorachainsError(
-            f"adapter.target_modules={_shown(config.target_modules)} matches no layer of {type(model).__name__}: "
-            f"its linear layers are named {', '.join(_linear_names(model))}"
+            f"adapter.target_modules={_shown(config.target_modules)}{_narrowed(config)} matches no layer of "
+            f"{type(model).__name__}: its linear layers are named {', '.join(_linear_names(model))}"
         )
     if experts > 1 and any(model.get_submodule(name) is model.get_output_embeddings() for name in targets):
         raise LorachainsError(
@@ -87,6 +91,19 @@ def inject(model: PreTrainedModel, config: LoraConfig, experts: int, routing: Ro
         banks[name] = LoraBank(layer, experts, routing, config.lora_dropout, config.lora_bias)
         setattr(parent, child, banks[name])
     return banks
+
+
+def check_names(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Raises a LorachainsError for a name in a list of layers that none has: PEFT passes over it without a word."""
+    names = [name for name, _ in model.named_modules()]
+    for key in ("target_modules", "exclude_modules"):
+        given = getattr(config, key)
+        for end in sorted(given) if isinstance(given, set | list) else ():
+            if not any(name == end or name.endswith(f".{end}") for name in names):
+                raise LorachainsError(
+                    f"adapter.{key}={_shown(given)}: {end!r} matches no layer of {type(model).__name__}: its linear "
+                    f"layers are named {', '.join(_linear_names(model))}"
+                )
 
 
 def _default_targets(model: PreTrainedModel) -> list[str]:
@@ -102,6 +119,14 @@ def _default_targets(model: PreTrainedModel) -> list[str]:
 def _linear_names(model: nn.Module) -> list[str]:
     linear = (name for name, layer in model.named_modules() if hasattr(layer, "in_features") or hasattr(layer, "nf"))
     return sorted({name.rsplit(".", 1)[-1] for name in linear})
+
+
+def _narrowed(config: LoraConfig) -> str:
+    """What else decides which layers are targeted, as far as it is given."""
+    keys = [
+        key for key in ("exclude_modules", "layers_to_transform", "layers_pattern") if getattr(config, key) is not None
+    ]
+    return "".join(f" with adapter.{key}={_shown(getattr(config, key))}" for key in keys)
 
 
 def _shown(targets: object) -> str:

@@ -67,8 +67,8 @@ class Knots:
                 f"knots.requantize is {self.requantize!r} with knots.mode={self.mode}: give true with "
                 "knots.mode=merge only, or false"
             )
-        if self.tolerance is not None and not isinstance(self.tolerance, int | float):
-            raise LorachainsError(f"knots.tolerance is {self.tolerance!r}: give a number, or null")
+        if self.tolerance is not None and not (isinstance(self.tolerance, int | float) and self.tolerance > 0):
+            raise LorachainsError(f"knots.tolerance is {self.tolerance!r}: give a number above 0, or null")
 
     def positions(self, total: int, per_epoch: int) -> list[int]:
         """The optimizer steps after which knots are tied, ascending, each in `[1, total - 1]`.
@@ -114,6 +114,11 @@ class Even(Knots):
 
     links: int = 3
     unit: Literal["auto", "epoch", "step"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unit not in ("auto", "epoch", "step"):
+            raise LorachainsError(f"knots.unit is {self.unit!r}: choose auto, epoch or step")
 
     def positions(self, total: int, per_epoch: int) -> list[int]:
         if type(self.links) is not int or self.links < 1:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from lorachains.errors import LorachainsError, check_switch
 from lorachains.run_folder import RunFolder
 
 CLASSES = 20
@@ -24,9 +25,14 @@ class WandbRunLogger(WandbLogger):
         log_predictions: the test set's predictions become a table, and a confusion matrix where answers are few.
         log_adapter: the adapter becomes an artifact of type "model".
         kwargs: Lightning's and `wandb.init`'s.
+
+    Raises:
+        LorachainsError: a switch that is neither true nor false.
     """
 
     def __init__(self, save_dir: str, log_predictions: bool, log_adapter: bool, **kwargs: Any):
+        check_switch("logger.log_predictions", log_predictions)
+        check_switch("logger.log_adapter", log_adapter)
         super().__init__(save_dir=save_dir, **kwargs)
         self._folder, self._predictions, self._adapter = RunFolder(Path(save_dir)), log_predictions, log_adapter
 
@@ -61,7 +67,7 @@ class WandbRunLogger(WandbLogger):
             columns = ["source", "prompt", "answer", "prediction", "loss", *scores]
             cells = [[*(row[key] for key in columns[:5]), *(row["scores"][key] for key in scores)] for row in rows]
             shown: dict[str, Any] = {f"predictions/{task}": wandb.Table(columns=columns, data=cells)}
-            names = sorted({row[key] for row in rows for key in ("answer", "prediction")})
+            names = sorted({row[key] for row in rows for key in ("answer", "prediction") if row["candidates"]})
             if len(names) <= CLASSES and all(row["candidates"] for row in rows):
                 right, said = ([names.index(row[key]) for row in rows] for key in ("answer", "prediction"))
                 shown[f"confusion/{task}"] = wandb.plot.confusion_matrix(y_true=right, preds=said, class_names=names)
@@ -72,6 +78,8 @@ def wandb_logger(save_dir: str, project: str, group: str, tags: list[str], **kwa
     """A W&B run named after the run folder: as WANDB_MODE says, else online if the user is logged in, else offline."""
     import wandb
 
+    if isinstance(tags, str):  # its letters would be the tags
+        raise LorachainsError(f"logger.tags is {tags!r}: give a list, as [{tags}]")
     # Not Lightning's `offline`: it sets WANDB_MODE, which wandb has read by then, and the next job would find it set.
     mode = os.environ.get("WANDB_MODE") or (None if wandb.login(prompt=False) else "offline")
     return WandbRunLogger(

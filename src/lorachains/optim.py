@@ -50,6 +50,10 @@ class Optim:
         if type(self.warmup) is not int or self.warmup < 0:
             raise LorachainsError(f"optim.warmup is {self.warmup!r}: give a number of optimizer steps, 0 or more")
         _check_elementwise(self.optimizer)
+        if "lr" in self.settings[1]:
+            raise LorachainsError(
+                f"optim.optimizer.lr is {self.settings[1]['lr']!r}, which counts nowhere: set optim.lr"
+            )
 
     def peak(self) -> list[float]:
         """The peak rates as a list, of one item if all adapters share it."""

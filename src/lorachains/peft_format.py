@@ -131,7 +131,7 @@ def check_base(folder: Path, base_name: str, base_fingerprint: str) -> None:
 
 def _fingerprint(folder: Path) -> str | None:
     path = folder / FINGERPRINT
-    return path.read_text().strip() if path.is_file() else None
+    return path.read_text(errors="replace").strip() if path.is_file() else None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -151,10 +151,10 @@ class RunFolder:
         """
         try:
             settings = OmegaConf.load(self.config)
-        except (OSError, YAMLError) as error:
+        except (OSError, UnicodeDecodeError, YAMLError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise LorachainsError(f"{self.config} can't be read ({reason}): copy the run's folder again") from error
-        if not isinstance(settings, DictConfig):
+        if not isinstance(settings, DictConfig) or not settings:
             raise LorachainsError(f"{self.config} holds no settings: copy the run's folder again")
         return settings
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_switch
 from lorachains.graphs import decoder_layers
 from lorachains.parallel import check_same, devices, on_gpu, started_here
 from lorachains.sharding import shard
@@ -131,7 +131,7 @@ class Trainer(L.Trainer):
         self, *, max_steps: int = -1, compile: bool | str = "auto", strategy: str = "auto",
         precision: Any = None, callbacks: list[L.Callback], **kwargs: Any,
     ):  # fmt: skip
-        _check(kwargs | {"max_steps": max_steps})
+        _check(kwargs | {"max_steps": max_steps, "precision": precision})
         _check_strategy(strategy, kwargs)
         if _several(kwargs):
             callbacks = [*callbacks, SameOnAllDevices()]
@@ -154,8 +154,17 @@ class Trainer(L.Trainer):
         return min(steps, self._max_optimizer_steps) if self._max_optimizer_steps >= 0 else steps
 
 
+LEAST = {
+    "max_epochs": -1, "max_steps": -1, "accumulate_grad_batches": 1, "log_every_n_steps": 1,
+    "check_val_every_n_epoch": 1, "num_sanity_val_steps": -1,
+}  # fmt: skip
+SWITCHES = ("enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+PRECISIONS = (None, "auto", 32, "32", "32-true", "bf16", "bf16-mixed")
+"""A loss isn't scaled for float16, since its gradient is taken before Lightning could; weights have model.dtype's."""
+
+
 def _check(settings: dict[str, Any]) -> None:
-    for key, least in {"max_epochs": -1, "max_steps": -1, "accumulate_grad_batches": 1}.items():
+    for key, least in LEAST.items():
         value = settings.get(key, least)
         if type(value) is not int or value < least:
             raise LorachainsError(f"trainer.{key} is {value!r}: give a whole number, {least} or more")
@@ -164,6 +173,13 @@ def _check(settings: dict[str, Any]) -> None:
         raise LorachainsError(f"trainer.gradient_clip_val is {clip!r}: give a norm above 0, or null for no clipping")
     if settings.get("gradient_clip_algorithm", "norm") != "norm":
         raise LorachainsError(f"trainer.gradient_clip_algorithm is {settings['gradient_clip_algorithm']!r}: only norm")
+    if settings.get("precision") not in PRECISIONS:
+        raise LorachainsError(
+            f"trainer.precision is {settings['precision']!r}: choose auto, bf16-mixed or 32-true; the weights' own "
+            "is model.dtype"
+        )
+    for key in SWITCHES:
+        check_switch(f"trainer.{key}", settings.get(key, True))
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         if settings.get(key) == 0:
             raise LorachainsError(f"trainer.{key} is 0: each split is needed, give a number above 0")

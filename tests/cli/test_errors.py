@@ -1,5 +1,6 @@
 """Each wrong input gives one line on stderr that says what to do, and an exit status other than 0."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -37,7 +38,7 @@ def error_line(err: str) -> str:
         (["adapter.lora_dropout=1.5"], "adapter.lora_dropout is 1.5"),
         (
             ["adapter.target_modules=[no_such]"],
-            "adapter.target_modules=['no_such'] matches no layer of LlamaForCausalLM",
+            "adapter.target_modules=['no_such']: 'no_such' matches no layer of LlamaForCausalLM",
         ),
         (["adapter.init_lora_weights=orthogonal"], "adapter.init_lora_weights is 'orthogonal'"),
         (["model=hf", "model.name=org/nothing"], "the hub can't be reached and its local cache lacks it"),
@@ -62,6 +63,25 @@ def error_line(err: str) -> str:
         (["start_from=[a]"], "start_from is ['a']"),
         (["start_links=1"], "start_links is 1, but start_from names no chain"),
         (["method=full", "model.dtype=bfloat16"], "loses small updates"),
+        (["adapter.target_modules=[q_proj,v_prj]"], "adapter.target_modules=['q_proj', 'v_prj']: 'v_prj' matches no"),
+        (["adapter.layers_to_transform=[7]"], "with adapter.layers_to_transform=[7] matches no layer"),
+        (["adapter.exclude_modules=[q_prj]"], "adapter.exclude_modules=['q_prj']: 'q_prj' matches no layer"),
+        (["adapter.use_rslora=no"], "adapter.use_rslora is 'no': give true or false"),
+        (["method=cola", "knots.unit=day"], "knots.unit is 'day'"),
+        (["trainer.max_steps=null"], "trainer.max_steps is None"),
+        (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps is 0"),
+        (["+trainer.precision=16-mixed"], "trainer.precision is '16-mixed'"),
+        (["+trainer.enable_progress_bar=no"], "trainer.enable_progress_bar is 'no'"),
+        (["data.candidates=a"], "data.candidates is 'a': give a list of two answers or more"),
+        (["data.tasks=[]"], "data.tasks is []"),
+        (["data.seed=abc"], "data.seed is 'abc'"),
+        (["data.options={leg_counting:3}"], "data.options is {'leg_counting': 3}"),
+        (["data.max_new_tokens=5000"], "data.max_new_tokens is 5000, but the model reads"),
+        (["method.seed=abc"], "method.seed is 'abc'"),
+        (
+            ["method=single_lora", "data.tasks=[chain_sum,leg_counting]", "method.names=[x,y]"],
+            "there is an adapter for each of ['x', 'y'], but",
+        ),
         (["method=icl", "method.demonstrations=-1"], "method.demonstrations is -1"),
         (["method=icl", "data.max_length=99"], "not one demonstration fits"),
     ],
@@ -113,6 +133,22 @@ def test_settings_that_a_library_refuses(overrides: list[str], says: str, train:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["knots=plateau"], "knots is given, but lorachains.methods.Lora reads none of it"),
+        (["method=full", "adapter.r=4"], "adapter is given, but lorachains.methods.Full reads none of it"),
+        (["optim.warmup=2"], "optim.warmup is 2, but the run has 2 optimizer steps"),
+        (["method=cola", "knots=none"], ""),
+    ],
+)
+def test_settings_that_do_not_count_are_told(overrides: list[str], says: str, train: Train) -> None:
+    done = train(*overrides, RUN)
+    assert done.code == 0
+    assert says in done.out + done.err
+    assert says or "reads none of it" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
     ("override", "says"),
     [
         ("method=no_such", "Could not find 'method/no_such'"),
@@ -127,6 +163,13 @@ def test_hydra_says_itself_what_it_does_not_know(override: str, says: str, train
     assert done.code != 0
     assert says in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("limit", ["max_epochs", "max_steps"])
+def test_a_run_of_no_step(limit: str, train: Train, tmp_path: Path) -> None:
+    """It tests the adapter as it begins."""
+    assert train(RUN, f"trainer.{limit}=0").code == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["train/optimizer_steps"] == 0
 
 
 def test_a_malformed_row(data_root: Path, train: Train, tmp_path: Path) -> None:

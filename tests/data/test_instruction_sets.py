@@ -109,6 +109,7 @@ def test_rows_with_long_answers_are_left_out_or_refused(tmp_path: Path, caplog: 
         ("data.exclude=[a,b]", "data.exclude leaves out all tasks"),
         ("data.exclude=abc", "there is no task abc"),
         ("data.generate=no", "data.generate is 'no': give true or false"),
+        ("data.tasks=[]", r"data.tasks is \[\]: give one name or more, or null"),
         ("data.columns=input", "data.columns is 'input'"),
         ("data.train_size=0", "data.train_size is 0"),
         ("data.long_answers=cut", "data.long_answers is 'cut'"),

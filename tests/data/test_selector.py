@@ -1,6 +1,7 @@
 """The selector reads the instruction in the task prompt, and answers with one of the names."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -50,10 +51,14 @@ def test_names_compare_by_their_whole_likelihoods() -> None:
     [
         ("Task:", {"a": "a"}, "method.task_prompt is 'Task:': put {instruction} in it"),
         ("{instruction} Task: ", {"a": "a"}, "no white space at its end"),
-        ("{instruction}:", {"a": "x", "b": " x"}, "method.task_names gives the names"),
+        (None, {"a": "a"}, "method.task_prompt is None: put {instruction} in it"),
+        (["{instruction}:"], {"a": "a"}, "method.task_prompt is ['{instruction}:']: put {instruction} in it"),
+        ("{instruction}:", {"a": "x", "b": " x"}, "method.task_names gives the names ['x', ' x']"),
+        ("{instruction}:", {"a": 1, "b": "1"}, "method.task_names gives the names [1, '1']: give each task a text"),
+        ("{instruction}:", {"a": "x", "b": " "}, "method.task_names gives the names ['x', ' ']"),
     ],
 )
-def test_what_can_not_be_asked(prompt: str, names: dict[str, str], says: str) -> None:
+def test_what_can_not_be_asked(prompt: Any, names: dict[str, Any], says: str) -> None:
     with pytest.raises(LorachainsError) as error:
         Question(prompt, names)
     assert says in str(error.value)

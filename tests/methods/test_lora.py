@@ -11,14 +11,16 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from lorachains.batch import Tokens
+from lorachains.chain import Chain
 from lorachains.data import Serving, TaskDataModule
 from lorachains.data.streams import TrainLoader
 from lorachains.data.tokens import collate_train
 from lorachains.errors import LorachainsError
-from tests.adapters import peft_twin
+from lorachains.packing import packs
+from tests.adapters import TARGETS, WITH_BIAS, peft_twin
 from tests.runs import DIVERGING, PER_EPOCH, Log, States, fit, language_model, make_data, make_method, same
 
 EPOCHS = 3
@@ -31,10 +33,13 @@ def padded(texts: list[Tokens]) -> tuple[Tensor, Tensor, Tensor]:
     return pad_sequence(ids, batch_first=True), mask, pad_sequence(labels, batch_first=True, padding_value=-100)
 
 
-def by_hand(twin: PeftModel, accumulate: int, clip: float | None) -> PeftModel:
+def by_hand(twin: PeftModel, accumulate: int = 1, clip: float | None = None) -> PeftModel:
     """AdamW at 5e-3 with a linear schedule over three epochs of the stub's data."""
+    base = twin.get_base_model()
+    assert isinstance(base, PreTrainedModel)
     data = make_data(language_model())
     data.setup()
+    data.serve(Serving(), by_length=not packs(base))
     order, rows = data.train_dataloader().batches, data.rows("train")
     trained = [p for p in twin.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
@@ -62,12 +67,35 @@ def test_training_is_pefts(accumulate: int, clip: float | None) -> None:
     method = make_method("adapter.target_modules=[q_proj,v_proj,down_proj]", base=language_model(dtype=torch.float64))
     twin = by_hand(peft_twin(language_model(dtype=torch.float64).model, method.chain, 0), accumulate, clip)
     fit(method, f"trainer.accumulate_grad_batches={accumulate}", f"trainer.gradient_clip_val={clip or 'null'}")
+    assert_equal(method.chain, twin)
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "opt", "bloom", "gpt2"])
+def test_training_is_pefts_on_other_architectures(arch: str) -> None:
+    """With the layers that have a bias, GPT-2's `Conv1D`, and a head that shares the embedding's weight or doesn't."""
+    fields = [f"adapter.target_modules=[{','.join(TARGETS[arch])}]"]
+    if arch in WITH_BIAS:
+        fields += ["adapter.lora_bias=true", "adapter.init_lora_weights=true"]
+    method = make_method(*fields, base=language_model(arch, dtype=torch.float64))
+    twin = by_hand(peft_twin(language_model(arch, dtype=torch.float64).model, method.chain, 0))
+    fit(method)
+    assert_equal(method.chain, twin)
+
+
+def assert_equal(chain: Chain, twin: PeftModel) -> None:
+    """The chain's live link is what PEFT's adapter is, and more than nothing."""
     theirs = {name: p.detach() for name, p in twin.named_parameters() if p.requires_grad}
-    for layer, bank in method.chain.banks.items():
-        for ours, name in ((bank.lora_A, "lora_A"), (bank.lora_B, "lora_B")):
-            peft = theirs[f"base_model.model.{layer}.{name}.default.weight"]
-            assert (ours[0] - peft).norm() <= 1e-8 * peft.norm()
-            assert peft.norm() > 0
+    names = {"lora_A": "lora_A.default.weight", "lora_B": "lora_B.default.weight", "lora_bias": "lora_B.default.bias"}
+    ours = {
+        f"base_model.model.{layer}.{name}": tensor[0]
+        for layer, bank in chain.banks.items()
+        for key, name in names.items()
+        if (tensor := getattr(bank, key)) is not None
+    }
+    assert ours.keys() == theirs.keys()
+    for name, peft in theirs.items():
+        assert (ours[name] - peft).norm() <= 1e-8 * peft.norm()
+        assert peft.norm() > 0
 
 
 def test_the_base_stays_as_it_was() -> None:

@@ -279,6 +279,9 @@ def test_experts_of_a_finished_run_are_taken_over(finished: Path, tmp_path: Path
         (["method.names=[one]"], "nothing to route with the experts"),
         (["+method.experts.one=a"], "give a folder for each of one, two, free, no other"),
         (["method.experts=nowhere"], "nowhere/one holds no adapter"),
+        (["method.experts=[a]"], r"method.experts is \['a'\]: give a run's folder"),
+        (["method.heat_map=no"], "method.heat_map is 'no'"),
+        (["method.share_router=no"], "method.share_router is 'no'"),
     ],
 )
 def test_refusals(overrides: list[str], says: str) -> None:
@@ -292,5 +295,5 @@ def test_no_step_is_left_for_stage_2() -> None:
 
 
 def test_experts_and_tasks_have_the_same_names() -> None:
-    with pytest.raises(LorachainsError, match="there is one for each"):
+    with pytest.raises(LorachainsError, match=r"there is an adapter for each of .*: set method\.names=null"):
         fit(moa(), **DATA | {"tasks": ["two", "one", "free"]})

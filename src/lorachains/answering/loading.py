@@ -55,7 +55,7 @@ def load(
         raise LorachainsError(f"{path} holds no chain ({FILE} is missing), so nothing to select or to swap")
     if decision is not None and not (routed and expert is None):
         raise LorachainsError(f"decision={decision} is of a mixture's routers, of which {path} has none: leave it out")
-    config: Any = OmegaConf.load(run.config) if run.config.is_file() else OmegaConf.create()
+    config: Any = run.read_config() if run.config.is_file() else OmegaConf.create()
     if base is None and "model" not in config:
         raise LorachainsError(f"{run.path} holds no run: config.yaml is missing")
     base = base or instantiate(_own_model(run, config))

@@ -154,6 +154,8 @@ def _module(
 ) -> TaskDataModule:  # fmt: skip
     check_switch("data.generate", generate)
     source = Instructions(found, templates.template(template, tokenizer), split, generate)
+    if tasks is not None and not tasks:
+        raise LorachainsError(f"data.tasks is {tasks!r}: give one name or more, or null")
     wanted = [tasks] if isinstance(tasks, str) else tasks or ([task] if task else None)
     sizes = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
     caps = {key: sys.maxsize if size is None else size for key, size in sizes.items()}

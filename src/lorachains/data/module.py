@@ -65,6 +65,9 @@ class TaskDataModule(Served):
         positive("data.batch_size", batch_size)
         positive("data.max_length", max_length)
         positive("data.max_new_tokens", max_new_tokens)
+        for key, value in {"data.seed": seed, "data.order_seed": order_seed}.items():
+            if type(value) is not int:
+                raise LorachainsError(f"{key} is {value!r}: give a whole number")
         if eval_batch_size is not None:
             positive("data.eval_batch_size", eval_batch_size)
         if long_answers not in ("refuse", "drop"):
@@ -121,9 +124,13 @@ class TaskDataModule(Served):
         rows = [row for split in self._rows.values() for row in split]
         longest = max(row.length if row.prompt is None else row.length + self.max_new_tokens for row in rows)
         if positions is not None and longest > positions:
+            if positions <= self.max_new_tokens:
+                raise LorachainsError(
+                    f"data.max_new_tokens is {self.max_new_tokens}, but the model reads {positions} tokens: lower it"
+                )
             raise LorachainsError(
                 f"the longest text has {longest} tokens, with what may be generated, but the model reads {positions}: "
-                f"set data.max_length={max(1, positions - self.max_new_tokens)}"
+                f"set data.max_length={positions - self.max_new_tokens}"
             )
 
     def _report(self, split: str, rows: list[Encoded]) -> None:

@@ -145,7 +145,15 @@ def datamodule(
     **settings: Any,
 ) -> TaskDataModule:
     """The data module of `tasks`, or of the one `task` where `tasks` is None; `settings` are `TaskDataModule`'s."""
-    module = TaskDataModule(tokenizer, ReasoningGym(candidates, options or {}), tasks or [task], **settings)
+    if not isinstance(options or {}, Mapping) or not all(isinstance(of, Mapping) for of in (options or {}).values()):
+        raise LorachainsError(
+            f"data.options is {options!r}: give options by task, as {{leg_counting: {{max_animals: 4}}}}"
+        )
+    if candidates is not None and not (isinstance(candidates, list | tuple) and len(candidates) > 1):
+        raise LorachainsError(f"data.candidates is {candidates!r}: give a list of two answers or more, or null")
+    module = TaskDataModule(
+        tokenizer, ReasoningGym(candidates, options or {}), [task] if tasks is None else tasks, **settings
+    )
     if unused := set(options or {}) - set(module.task_names):
         names = ", ".join(module.task_names)
         raise LorachainsError(f"data.options has {', '.join(sorted(unused))}, not among the tasks {names}: remove it")

@@ -41,13 +41,15 @@ class Question:
     names: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        if INSTRUCTION not in self.prompt or self.prompt != self.prompt.rstrip():
+        prompt: object = self.prompt
+        if not isinstance(prompt, str) or INSTRUCTION not in prompt or prompt != prompt.rstrip():
             raise LorachainsError(
                 f"method.task_prompt is {self.prompt!r}: put {INSTRUCTION} in it, and no white space at its end"
             )
-        texts = [name.strip() for name in self.names.values()]
-        if "" in texts or len(set(texts)) < len(texts):
-            raise LorachainsError(f"method.task_names gives the names {texts}: give each task one of its own")
+        names: list[object] = list(self.names.values())
+        texts = {name.strip() for name in names if isinstance(name, str)} - {""}
+        if len(texts) < len(names):
+            raise LorachainsError(f"method.task_names gives the names {names}: give each task a text of its own")
 
     def about(self, instruction: str) -> str:
         """The selector's prompt."""

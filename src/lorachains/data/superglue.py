@@ -100,4 +100,4 @@ def datamodule(
     tokenizer: PreTrainedTokenizerBase, *, task: str, tasks: Sequence[str] | None, root: str | None, **settings: Any
 ) -> TaskDataModule:
     """The data module of `tasks`, or of the one `task` where `tasks` is None; `settings` are `TaskDataModule`'s."""
-    return TaskDataModule(tokenizer, SuperGlue(root), tasks or [task], **settings)
+    return TaskDataModule(tokenizer, SuperGlue(root), [task] if tasks is None else tasks, **settings)

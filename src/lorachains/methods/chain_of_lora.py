@@ -58,6 +58,7 @@ class ChainOfLora(Lora):
         start: str | None = None, train: Sequence[str] | None = None, start_from: str | None = None,
         start_links: int | None = None,
     ):  # fmt: skip
+        train = [train] if isinstance(train, str) else train
         self.question = question_of(names, task_prompt, task_names)
         _check(names, train, start)
         check_settings(selection, threshold, fallback, names, "method.")

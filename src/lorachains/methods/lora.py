@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from lorachains.batch import TokenBatch
 from lorachains.chain import Chain
+from lorachains.errors import LorachainsError
+from lorachains.inject import check_names
 from lorachains.live_link import LiveLink, live_link, restore
 from lorachains.loading import go_on_from
 from lorachains.methods.training import Trained
@@ -50,11 +52,21 @@ class Lora(Trained):
         super().__init__(base, optim, seed, names, select)
         adapters = [adapter] * len(self.seeds) if isinstance(adapter, LoraConfig) else list(adapter)
         configs = [config for config in adapters for _ in self.names]
+        check_names(base.model, configs[0])
         self.chain = Chain(base.model, configs, [s + expert for s in self.seeds for expert in range(len(self.names))])
         self.routing = self.chain.routing
         self._fingerprint = base_fingerprint(base)  # before training: a merge changes the weights
         if start_from is not None:
             go_on_from(self.chain, base, Path(start_from), start_links)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        for run in self.data.runs:
+            if len(self.names) > 1 and (tasks := [task.name for task in run.tasks]) != self.names:
+                raise LorachainsError(
+                    f"there is an adapter for each of {self.names}, but the data's tasks are {tasks}: "
+                    "set method.names=null"
+                )
 
     def route(self, batch: TokenBatch) -> None:
         self.chain.route = hard_route(self.model, batch)

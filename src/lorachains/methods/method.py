@@ -57,6 +57,9 @@ class Method(L.LightningModule):
         super().__init__()
         self.base, self.model, self.names = base, base.model, list(names)
         self.seeds = [seed] if isinstance(seed, int) else list(seed)
+        for given in self.seeds:
+            if type(given) is not int or given < 0:
+                raise LorachainsError(f"method.seed is {given!r}: give a whole number, 0 or more")
         self.serving = Serving(len(self.seeds), len(self.names))
         self.routing = Routing()
         self.best = BestEpoch(select)

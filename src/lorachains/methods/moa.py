@@ -30,7 +30,7 @@ from lorachains.batch import TokenBatch
 from lorachains.data import EvalBatch
 from lorachains.data.tokens import collate_eval, padding_token, prompt_of
 from lorachains.domains import DomainLosses, Routes, perplexities
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_switch
 from lorachains.evaluation import score_of
 from lorachains.methods.continued import LoraContinued
 from lorachains.methods.routed import Routed, check_not_recomputed
@@ -71,15 +71,10 @@ class Moa(LoraContinued, Routed):
         self.register_buffer("_eta", torch.tensor(float(eta)), persistent=False)  # read by a pass that is replayed
         self._begin_to_tell()
         self._told: dict[str, float] = {}
+        check_switch("method.heat_map", heat_map)
         _check(eta, eta_schedule, route)
         if route != "label":
             check_not_recomputed(self.model, f"method.route={route}")
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        [run] = self.data.runs
-        if (tasks := [task.name for task in run.tasks]) != self.names:
-            raise LorachainsError(f"the experts are {self.names}, but the data's tasks {tasks}: there is one for each")
 
     # -- training ------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_switch
 from lorachains.experts import load_experts
 from lorachains.methods.lora import Lora
 from lorachains.mixture import Mixture
@@ -54,6 +54,7 @@ class Routed(Lora):
             )
         if experts is not None:
             load_experts(self.chain, _folders(experts, self.names), self.base.name, self._fingerprint)
+        check_switch("method.share_router", share_router)
         self.mixture = Mixture(self.chain, pool, decision, top_k, share_router, voters)
         self.compiled = share_router
         self.routers = self.mixture.routers  # a module of this one, so that it moves with it
@@ -165,6 +166,8 @@ def _folders(experts: str | Mapping[str, str], names: Sequence[str]) -> list[Pat
         found = Path(experts)
         found = found / "adapters" if (found / "adapters").is_dir() else found
         return [found / name for name in names]
+    if not isinstance(experts, Mapping):
+        raise LorachainsError(f"method.experts is {experts!r}: give a run's folder, or {{task: DIR, …}}")
     if set(experts) != set(names):
         raise LorachainsError(
             f"method.experts names {', '.join(sorted(experts))}: give a folder for each of {', '.join(names)}, no other"

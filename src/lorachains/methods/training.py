@@ -51,6 +51,7 @@ class Trained(Method):
         self.optims = [optim] * len(self.seeds) if isinstance(optim, Optim) else list(optim)
         rates = [rate for recipe in self.optims for rate in _peak(recipe, len(self.names))]
         self._peak = torch.tensor(rates, dtype=torch.float64)
+        self.presence = torch.zeros(0, self.serving.bank, dtype=torch.bool)  # where there is nothing to train
 
     # -- what a method overrides ---------------------------------------------------------------------------------------
 
@@ -122,7 +123,12 @@ class Trained(Method):
 
     def on_train_start(self) -> None:
         self.journal.begin()
-        self.presence = self.data.presence(self.total_steps, int(self.trainer.num_training_batches))
+        steps, warmup = self.total_steps, max(recipe.warmup for recipe in self.optims)
+        self.presence = self.data.presence(steps, int(self.trainer.num_training_batches))
+        if warmup >= steps > 0:
+            log.warning(
+                "optim.warmup is %d, but the run has %d optimizer steps: it never reaches optim.lr", warmup, steps
+            )
         self.plan_rates()
         self.passes.rehearse()
 
