@@ -91,7 +91,7 @@ def tiny_encoder(labels: Sequence[str], *, seed: int = 0, positions: int = 512) 
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=positions, pad_token_id=tokenizer.pad_token_id, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0, initializer_range=0.2, num_labels=len(labels),
+        attention_probs_dropout_prob=0.0, initializer_range=0.2,
         id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
