@@ -9,7 +9,8 @@ factors themselves are kept in float32 (float64 over a float64 base), as autocas
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -227,6 +228,19 @@ class LoraBank(nn.Module):
         if self.lora_bias is not None and self.base_layer.bias is None:
             return "adapter.lora_bias needs a bias in the base layer to merge into"
         return None
+
+
+@contextmanager
+def bare(banks: Iterable[LoraBank]) -> Iterator[None]:
+    """Within, the banks add nothing to their base layers."""
+    before = {bank: bank.served for bank in banks}
+    for bank in before:
+        bank.served = lambda _, y: y
+    try:
+        yield
+    finally:
+        for bank, served in before.items():
+            bank.served = served
 
 
 FIXED_SIZES = {

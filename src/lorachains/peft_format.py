@@ -59,15 +59,24 @@ def write_adapter(exported: ExportedChain, folder: Path) -> None:
         (folder / FINGERPRINT).write_text(exported.fingerprint + "\n")
 
 
-def read_adapter(folder: Path) -> ExportedChain:
+def read_adapter(folder: Path, activated: bool = False) -> ExportedChain:
     """A PEFT adapter's chain. One that wasn't written here is a single link.
+
+    Args:
+        activated: whether the caller sees to it that an activated adapter (PEFT's `alora_invocation_tokens`) serves
+            no token before its invocation.
 
     Raises:
         LorachainsError: there is none, it is damaged, or it holds other things than a bank's factors.
     """
     config = read_config(folder)
     config.init_lora_weights = True  # the weights are read
-    _check_followed(folder, replace(config, modules_to_save=None))
+    if config.alora_invocation_tokens and not activated:
+        raise LorachainsError(
+            f"{folder} is an activated LoRA, which serves no token before its invocation: load it by its chain "
+            "(lorachains.load, lorachains.generate) or with PEFT"
+        )
+    _check_followed(folder, replace(config, modules_to_save=None, alora_invocation_tokens=None))
     tensors, links = _read(folder / WEIGHTS), _read_links(folder, config.r)
     biases = _read(folder / BIASES) if config.lora_bias and len(links) > 1 else {}
     layers = {}

@@ -9,8 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lorachains.answering.engine import Answerer
-from lorachains.answering.folder import FILE, check_settings, read_chain
+from lorachains.answering.folder import FILE, check_invoked, check_settings, read_chain
 from lorachains.chain import Chain
+from lorachains.data.activation import invocation
 from lorachains.data.selector import SELECTOR
 from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
@@ -51,6 +52,9 @@ def load(folder: str | Path, *, base: LanguageModel | None = None, resident: boo
     settings = replace(read_chain(path), **chosen)
     check_settings(settings.selection, settings.threshold, settings.fallback, settings.tasks, "")
     folders = {name: run.adapters / name for name in [SELECTOR, *settings.tasks]}
+    for name, folder in folders.items():
+        tokens = invocation(base.tokenizer, settings.activated, settings.template, settings.question, name)
+        check_invoked(folder, tokens, f"{FILE}'s activated={settings.activated}")
     chain = _bank(base, folders, resident)
     base.model.eval().to(device)
     return Answerer(base, chain, folders, settings, settings.max_length, settings.stop, resident)
@@ -75,6 +79,7 @@ def _bank(base: LanguageModel, folders: dict[str, Path], resident: bool) -> Chai
     for path, config in zip(folders.values(), configs, strict=True):
         check_base(path, base.name, known)
         config.init_lora_weights = True  # the weights are loaded
+        config.alora_invocation_tokens = None  # and routes activate them
         if resident and scaling(config, config.r) != scaling(configs[0], configs[0].r):
             raise LorachainsError(f"{path} has another scaling than the selector: resident=true swaps weights alone")
     if resident:
@@ -82,5 +87,5 @@ def _bank(base: LanguageModel, folders: dict[str, Path], resident: bool) -> Chai
     several = len(folders) > 1
     chain = Chain(base.model, [*configs, configs[0]] if several else configs, range(len(configs) + several))
     for expert, path in enumerate(folders.values()):
-        load_adapter(chain, path, expert)
+        load_adapter(chain, path, expert, activated=True)
     return chain

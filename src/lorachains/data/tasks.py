@@ -17,6 +17,8 @@ class Example:
         candidates: all answers to choose from, `answer` among them, in the template's order; () for a free answer.
         references: the accepted answers; only `answer` where none are given.
         passage: what it asks about; examples that share one are in one split. "" for nothing but the prompt.
+        shared: how many of the prompt's characters the base alone reads, before an adapter is activated (see
+            `activation`). They are tokenised apart from what follows.
     """
 
     task: str
@@ -26,6 +28,7 @@ class Example:
     candidates: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     passage: str = ""
+    shared: int = 0
 
     def __post_init__(self) -> None:
         if not self.references:
