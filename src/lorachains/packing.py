@@ -31,8 +31,8 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, tor
 def packed_attention(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens dim"],
-    key: Float[Tensor, "1 kv_heads tokens dim"],
-    value: Float[Tensor, "1 kv_heads tokens dim"],
+    key: Float[Tensor, "1 kv_heads read dim"],
+    value: Float[Tensor, "1 kv_heads read dim"],
     attention_mask: Tensor | None,
     *,
     cu_seq_lens_q: Tensor,
