@@ -2,7 +2,7 @@
 
 All adapters are in one bank, so that rows of different experts share each forward pass. `resident` keeps one in memory
 instead, as the paper does: the selector is replaced by an expert, read from disk, as soon as it has selected. Both give
-the same text.
+the same text. Where adapters are activated behind the request, the base reads it once for all of them (`Prefill`).
 """
 
 import time
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lorachains.answering.folder import BASE, ChainFile
 from lorachains.answering.generated import generated_names
+from lorachains.answering.prompts import ActivatedPrompts, prompts_of
 from lorachains.answering.replies import Answered, Choice, Reply, answering, best_first
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.chain import Chain
@@ -26,7 +27,8 @@ from lorachains.evaluation import candidate_losses, generator
 from lorachains.generation import Sampling
 from lorachains.models import LanguageModel
 from lorachains.packing import hard_route, packs
-from lorachains.routing import Routing
+from lorachains.prefill import Prefill, continues
+from lorachains.routing import HardRoute, Routing
 from lorachains.scoring import answer_losses
 from lorachains.selection.trie import probabilities, select
 from lorachains.transfer import load_adapter
@@ -43,6 +45,10 @@ class Answerer:
         resident: whether one adapter at a time is in memory.
         template: how a user's request becomes a prompt, with INSTRUCTION in its place; a chain's own if it has one.
         graphs: whether decode steps may be replayed as CUDA graphs.
+
+    Attributes:
+        reuses: whether activated adapters go on from one reading of an instruction; false where the architecture can't,
+            or if `resident`. They give the same text without.
     """
 
     def __init__(
@@ -56,6 +62,10 @@ class Answerer:
         self._names, self._loaded = [*folders, BASE], BASE
         routing = chain.routing if chain else Routing()
         self._generator = generator(base, routing, graphs and base.model.device.type == "cuda", stop)
+        self._prompts = prompts_of(base.tokenizer, settings) if settings else None
+        self._banks = list(chain.banks.values()) if chain else []
+        activated = isinstance(self._prompts, ActivatedPrompts) and not resident
+        self.reuses = activated and continues(base.model, self._banks)
 
     # -- what users call -----------------------------------------------------------------------------------------------
 
@@ -69,7 +79,7 @@ class Answerer:
         """
         if self.settings is None:
             return [Choice(self._names[0])] * len(texts)
-        return [choice for some in parts(texts, batch_size) for choice in self._select(some, k, self.settings)]
+        return [c for some in parts(texts, batch_size) for c in self._select(some, k, self.settings, self._read(some))]
 
     def generate(
         self, texts: Sequence[str], max_new_tokens: int = 64, k: int = 1, batch_size: int = 16,
@@ -84,14 +94,28 @@ class Answerer:
             batch_size: answers of a forward pass.
             sampling: with a seed for each text; greedy by default.
         """
-        choices = self.select(texts, k, batch_size)
+        if self.resident:
+            return self._generate(texts, max_new_tokens, k, batch_size, sampling)
+        found: list[Answered] = []
+        for some in parts(range(len(texts)), batch_size):
+            seeds = sampling and replace(sampling, seeds=[sampling.seeds[i] for i in some])
+            found += self._generate([texts[i] for i in some], max_new_tokens, k, batch_size, seeds)
+        return found
+
+    def _generate(
+        self, texts: Sequence[str], max_new_tokens: int, k: int, batch_size: int, sampling: Sampling | None
+    ) -> list[Answered]:
+        read = self._read(texts)
+        chosen = self._select(texts, k, self.settings, read) if read and self.settings else None
+        choices = chosen or self.select(texts, k, batch_size)
         asked = [(row, name) for row, choice in enumerate(choices) for name in answering(choice, k)]
         order = sorted(range(len(asked)), key=lambda i: asked[i][1]) if self.resident else list(range(len(asked)))
         replies: dict[int, Reply] = {}
         for part in parts(order, batch_size):
             seeds = None if sampling is None else replace(sampling, seeds=[sampling.seeds[asked[i][0]] for i in part])
-            prompts = [self._prompt(texts[asked[i][0]]) for i in part]
-            told = self._answer(prompts, [asked[i][1] for i in part], max_new_tokens, seeds, score=k > 1)
+            names, rows = [asked[i][1] for i in part], [asked[i][0] for i in part]
+            prompts = [self._prompt(texts[row], name) for row, name in zip(rows, names, strict=True)]
+            told = self._answer(prompts, names, max_new_tokens, seeds, k > 1, read and read.of(rows))
             replies |= zip(part, told, strict=True)
         found: list[list[Reply]] = [[] for _ in texts]
         for i, (row, _) in enumerate(asked):
@@ -100,16 +124,15 @@ class Answerer:
 
     # -- selecting -----------------------------------------------------------------------------------------------------
 
-    def _select(self, texts: Sequence[str], k: int, settings: ChainFile) -> list[Choice]:
+    def _select(self, texts: Sequence[str], k: int, settings: ChainFile, read: Prefill | None) -> list[Choice]:
         start, instructions = time.perf_counter(), [settings.template.replace(INSTRUCTION, text) for text in texts]
+        assert self._prompts is not None
         if settings.selection == "generate":
-            adapter = self._adapters([SELECTOR])[0]
-            names = generated_names(
-                self._generator, self.base.tokenizer, settings.question, instructions, adapter, self.max_length
-            )
+            adapter, asking = self._adapters([SELECTOR])[0], [self._prompts.asking(text) for text in instructions]
+            names = generated_names(self._generator, self.base.tokenizer, settings.question, asking, adapter, read)
             chosen = [Choice(name or settings.fallback, (name,) if name else ()) for name in names]
         else:
-            picked = select(probabilities(self.scores(instructions)), k, settings.threshold)
+            picked = select(probabilities(self.scores(instructions, read)), k, settings.threshold)
             chosen = [
                 Choice(
                     settings.tasks[best.names[0]] if best.sure else settings.fallback,
@@ -121,33 +144,52 @@ class Answerer:
         return [replace(choice, seconds=seconds) for choice in chosen]
 
     @torch.no_grad()
-    def scores(self, instructions: Sequence[str]) -> Float[Tensor, "rows tasks"]:
-        """The log-likelihood (nats) of each task's name as the selector's answer. The prompt is read once for all."""
-        assert self.settings is not None
-        question = self.settings.question
-        texts = [t for i in instructions for t in question.texts(self.base.tokenizer, i, self.max_length)]
+    def scores(self, instructions: Sequence[str], read: Prefill | None = None) -> Float[Tensor, "rows tasks"]:
+        """The log-likelihood (nats) of each task's name as the selector's answer. The prompt is read once for all.
+
+        Args:
+            read: the instructions' shared parts, if they were read.
+        """
+        assert self._prompts is not None
+        if read and self.chain and isinstance(self._prompts, ActivatedPrompts):
+            self.chain.route = HardRoute(torch.tensor(self._adapters([SELECTOR]), device=self.base.model.device))
+            return read.log_likelihoods(self._prompts.names).double().cpu()
+        texts = [text for instruction in instructions for text in self._prompts.named(instruction)]
         means = self._likelihoods(texts, [SELECTOR] * len(texts))
         totals = [mean * len(text.answer) for mean, text in zip(means, texts, strict=True)]
         return torch.tensor(totals, dtype=torch.float64).view(len(instructions), -1)
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
-    def _prompt(self, text: str) -> list[int]:
-        return prompt_tokens(self.base.tokenizer, self.template.replace(INSTRUCTION, text), self.max_length)
+    def _read(self, texts: Sequence[str]) -> Prefill | None:
+        """What the base reads for all adapters."""
+        if not (self.reuses and self.settings and isinstance(self._prompts, ActivatedPrompts)):
+            return None
+        shared = [self._prompts.shared(self.template.replace(INSTRUCTION, text)) for text in texts]
+        return Prefill(self.base.model, self._banks, shared)
+
+    def _prompt(self, text: str, adapter: str) -> Tokens:
+        asked = self.template.replace(INSTRUCTION, text)
+        if self._prompts is None:
+            return prompt_tokens(self.base.tokenizer, asked, self.max_length)
+        return self._prompts.answered_by(adapter, asked)
 
     def _answer(
-        self, prompts: list[list[int]], names: list[str], most: int, sampling: Sampling | None, score: bool
-    ) -> list[Reply]:
+        self, prompts: list[Tokens], names: list[str], most: int, sampling: Sampling | None, score: bool,
+        read: Prefill | None,
+    ) -> list[Reply]:  # fmt: skip
         """Each prompt's reply by its own adapter."""
-        if self.resident and len(set(names)) > 1:
-            replies: list[Reply] = []
-            for name in dict.fromkeys(names):  # side by side
-                own = [i for i, other in enumerate(names) if other == name]
+        kinds = [name if self.resident else prompt.start > 0 for name, prompt in zip(names, prompts, strict=True)]
+        if len(set(kinds)) > 1:
+            replies: dict[int, Reply] = {}
+            for kind in dict.fromkeys(kinds):
+                own = [i for i, other in enumerate(kinds) if other == kind]
                 seeds = sampling and replace(sampling, seeds=[sampling.seeds[i] for i in own])
-                replies += self._answer([prompts[i] for i in own], [name] * len(own), most, seeds, score)
-            return replies
+                some = ([prompts[i] for i in own], [names[i] for i in own], most, seeds, score, read and read.of(own))
+                replies |= zip(own, self._answer(*some), strict=True)
+            return [replies[i] for i in range(len(prompts))]
         start = time.perf_counter()
-        new = self._continued(prompts, names, most, sampling)
+        new = self._continued(prompts, names, most, sampling, read)
         seconds = time.perf_counter() - start
         likelihoods: list[float | None] = [None] * len(new)
         if score:
@@ -160,12 +202,14 @@ class Answerer:
         return [Reply(name, text, len(tokens), seconds, likely) for name, text, tokens, likely in told]
 
     def _continued(
-        self, prompts: list[list[int]], names: Sequence[str], most: int, sampling: Sampling | None
+        self, prompts: list[Tokens], names: Sequence[str], most: int, sampling: Sampling | None, read: Prefill | None
     ) -> list[list[int]]:
         """Each prompt's new tokens by its own adapter."""
         adapters = self._adapters(names)
         owners = torch.tensor(adapters) if self._several else None
-        return self._generator(prompts, most, owners, sampling)
+        starts = [prompt.start for prompt in prompts] if prompts[0].start else None
+        return self._generator([prompt.input_ids for prompt in prompts], most, owners, sampling,
+                               starts=starts, prefill=read if starts else None)  # fmt: skip
 
     @torch.no_grad()
     def _likelihoods(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[float]:
@@ -199,12 +243,12 @@ class Answerer:
             for bank in chain.banks.values():
                 bank.lora_B.data.zero_()
         else:
-            load_adapter(chain, self.folders[name])
+            load_adapter(chain, self.folders[name], activated=True)
         self._loaded = name
 
 
-def _answered(prompt: list[int], new: list[int]) -> Tokens:
-    return Tokens(prompt + new, [IGNORED] * len(prompt) + new)
+def _answered(prompt: Tokens, new: list[int]) -> Tokens:
+    return Tokens(prompt.input_ids + new, [IGNORED] * len(prompt.input_ids) + new, start=prompt.start)
 
 
 def parts(items: Sequence, size: int) -> list[Sequence]:  # type: ignore[type-arg]

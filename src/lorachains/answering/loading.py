@@ -9,10 +9,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lorachains.answering.engine import Answerer
-from lorachains.answering.folder import FILE, check_settings, read_chain
+from lorachains.answering.folder import FILE, check_invoked, check_settings, read_chain
 from lorachains.answering.mixtures import MixtureAnswerer
 from lorachains.chain import Chain
 from lorachains.data import templates
+from lorachains.data.activation import invocation
 from lorachains.data.selector import INSTRUCTION, SELECTOR
 from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
@@ -65,6 +66,9 @@ def _chain(base: LanguageModel, run: RunFolder, resident: bool, chosen: dict[str
     settings = replace(read_chain(run.path), **chosen)
     check_settings(settings.selection, settings.threshold, settings.fallback, settings.tasks, "")
     folders = {name: run.adapters / name for name in [SELECTOR, *settings.tasks]}
+    for name, folder in folders.items():
+        tokens = invocation(base.tokenizer, settings.activated, settings.template, settings.question, name)
+        check_invoked(folder, tokens, f"{FILE}'s activated={settings.activated}")
     chain = _bank(base, folders, resident)
     return Answerer(base, chain, folders, settings, settings.max_length, settings.stop, resident)
 
@@ -116,6 +120,7 @@ def _bank(base: LanguageModel, folders: dict[str, Path], resident: bool) -> Chai
     for path, config in zip(folders.values(), configs, strict=True):
         check_base(path, base.name, known)
         config.init_lora_weights = True  # the weights are loaded
+        config.alora_invocation_tokens = None  # and routes activate them
         if resident and scaling(config, config.r) != scaling(configs[0], configs[0].r):
             raise LorachainsError(f"{path} has another scaling than the selector: resident=true swaps weights alone")
     if resident:
@@ -123,5 +128,5 @@ def _bank(base: LanguageModel, folders: dict[str, Path], resident: bool) -> Chai
     several = len(folders) > 1
     chain = Chain(base.model, [*configs, configs[0]] if several else configs, range(len(configs) + several))
     for expert, path in enumerate(folders.values()):
-        load_adapter(chain, path, expert)
+        load_adapter(chain, path, expert, activated=True)
     return chain

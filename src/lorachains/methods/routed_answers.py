@@ -17,6 +17,7 @@ import torch
 
 from lorachains.answering.folder import BASE, ChainFile
 from lorachains.answering.generated import generated_names
+from lorachains.answering.prompts import prompts_of
 from lorachains.batch import pack
 from lorachains.data.selector import SELECTOR
 from lorachains.data.tokens import Encoded, padding_token
@@ -129,10 +130,9 @@ def _silent(method: "ChainOfLora") -> Iterator[None]:
 def _generated(method: "ChainOfLora", run: int, chain: ChainFile, rows: Sequence[Encoded]) -> list[int]:
     """The task that the selector's generated text names for each row; -1 for none."""
     data, found = method.data.runs[run], list[int]()
-    adapter = run * len(method.names)
+    adapter, prompts = run * len(method.names), prompts_of(method.base.tokenizer, chain)
     for start in range(0, len(rows), data.eval_batch_size):
-        some = [row.example.prompt for row in rows[start : start + data.eval_batch_size]]
-        names = generated_names(method.passes.generator(), method.base.tokenizer, chain.question, some, adapter,
-                                data.max_length)  # fmt: skip
+        some = [prompts.asking(row.example.prompt) for row in rows[start : start + data.eval_batch_size]]
+        names = generated_names(method.passes.generator(), method.base.tokenizer, chain.question, some, adapter)
         found += [-1 if name is None else chain.tasks.index(name) for name in names]
     return found
