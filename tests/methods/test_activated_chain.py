@@ -71,13 +71,12 @@ def test_saved_adapters_are_pefts_and_the_selectors_scores_are_its(folder: Path,
     one, each = both(folder)
     for answerer in (one, each):
         prompts = [text + "x?" for text in TEXTS]
-        found = answerer.scores(prompts, answerer._read(TEXTS))
-        for text, row in zip(prompts, found, strict=True):
-            for task, score in zip(TASKS, row.tolist(), strict=True):
-                name = [*tokenizer.encode(f" {task}"), tokenizer.eos_token_id]
-                ids = tokenizer.encode(f"{text} Task:") + name
+        for text, row in zip(prompts, answerer.scores(prompts).tolist(), strict=True):
+            for task, score in zip(TASKS, row, strict=True):
+                answer = [*tokenizer.encode(f" {task}"), tokenizer.eos_token_id]
+                tokens = tokenizer.encode(f"{text} Task:") + answer
                 with torch.no_grad():
-                    logits = theirs(input_ids=torch.tensor([ids])).logits[0, -len(name) - 1 : -1].log_softmax(-1)
+                    logits = theirs(input_ids=torch.tensor([tokens])).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
                 assert score == pytest.approx(float(logits.gather(1, torch.tensor([name]).T).sum()))
 
 
@@ -106,25 +105,36 @@ def test_an_activated_experts_text_is_pefts(folder: Path, mode: str) -> None:
             assert reply.text == str(tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
+def test_one_of_its_experts_answers_alone_as_in_the_chain(folder: Path) -> None:
+    one, _ = both(folder)
+    told = [{r.adapter: r.text for r in answered.replies} for answered in one.generate(TEXTS, 6, k=3)]
+    for task in TASKS:
+        alone = lorachains.load(str(folder), base=base(), expert=task)
+        assert [a.replies[0].text for a in alone.generate(TEXTS, 6)] == [texts[task] for texts in told]
+
+
+def test_an_instruction_that_is_nothing_is_refused(folder: Path) -> None:
+    one, _ = both(folder)
+    with pytest.raises(LorachainsError, match="an instruction is empty"):
+        one.generate(["one?", ""])
+
+
 def test_long_instructions_are_cut_alike_for_all(folder: Path) -> None:
     one, each = both(folder)
     texts = ["y" * 300 + "xxxx?", "z" * 300]
-    assert isinstance(one._prompts, ActivatedPrompts)
-    assert one.settings is not None
-    longest = max(len(t.input_ids) for t in one._prompts.named(texts[0]))
-    assert longest == one.settings.max_length == 128
+    assert isinstance(one.prompts, ActivatedPrompts)
+    longest = max(len(t.input_ids) for t in one.prompts.named(texts[0]))
+    assert longest == one.prompts.max_length == 128
     assert [a.replies[0].text for a in one.generate(texts, 4)] == [a.replies[0].text for a in each.generate(texts, 4)]
 
 
 def test_figures_are_those_of_the_chain_loaded_again(folder: Path) -> None:
     """The selector's own log-likelihoods of the test rows, and its accuracy."""
-    asked = [row for row in predictions(folder) if row["task"] == "selector"]
     one, _ = both(folder)
-    texts = [row["prompt"].removesuffix(" Task:").removesuffix("x?") for row in asked]
-    kept = [i for i, row in enumerate(asked) if row["prompt"].endswith("x? Task:")]
-    found = one.scores([asked[i]["prompt"].removesuffix(" Task:") for i in kept], one._read([texts[i] for i in kept]))
-    assert kept
-    torch.testing.assert_close(found, torch.tensor([asked[i]["candidates"] for i in kept], dtype=torch.float64))
+    asked = [row for row in predictions(folder) if row["task"] == "selector" and row["prompt"].endswith("x? Task:")]
+    assert asked
+    found = one.scores([row["prompt"].removesuffix(" Task:") for row in asked])
+    torch.testing.assert_close(found, torch.tensor([row["candidates"] for row in asked], dtype=torch.float64))
     assert metrics(folder)["test/selector/top3"] == 1
 
 
@@ -150,7 +160,7 @@ class _Kill(L.Callback):
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     data = {"tasks": TASKS, **SIZES}
-    settings = [*SETTINGS, "method.activated=all", f"+method.tasks=[{','.join(TASKS)}]"]
+    settings = [*SETTINGS, "method.activated=all", f"+method.names=[{','.join(TASKS)}]"]
     run(tmp_path / "whole", *settings, base=base(), data=data)
     with pytest.raises(_Killed):
         run(tmp_path / "killed", *settings, base=base(), data=data, callbacks=[_Kill()])

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lorachains.answering.folder import BASE, ChainFile
 from lorachains.answering.generated import generated_names
-from lorachains.answering.prompts import ActivatedPrompts, prompts_of
+from lorachains.answering.prompts import ActivatedPrompts, ChainPrompts, Prompts
 from lorachains.answering.replies import Answered, Choice, Reply, answering, best_first
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.chain import Chain
-from lorachains.data.selector import INSTRUCTION, SELECTOR
-from lorachains.data.tokens import padding_token, prompt_tokens
+from lorachains.data.selector import SELECTOR
+from lorachains.data.tokens import padding_token
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generator
 from lorachains.generation import Sampling
@@ -41,9 +41,9 @@ class Answerer:
         base: its layers have the chain's banks.
         chain: has an adapter for each of `folders`, and one of nothing; just one if `resident`.
         folders: the adapters' folders by name.
+        prompts: what the adapters read; those of a chain, if it selects.
         settings: of a chain that selects; `None` for a run of one adapter, or of none.
         resident: whether one adapter at a time is in memory.
-        template: how a user's request becomes a prompt, with INSTRUCTION in its place; a chain's own if it has one.
         graphs: whether decode steps may be replayed as CUDA graphs.
 
     Attributes:
@@ -52,19 +52,16 @@ class Answerer:
     """
 
     def __init__(
-        self, base: LanguageModel, chain: Chain | None, folders: dict[str, Path], settings: ChainFile | None,
-        max_length: int, stop: str | None = None, resident: bool = False,
-        template: str = INSTRUCTION, graphs: bool = True,
+        self, base: LanguageModel, chain: Chain | None, folders: dict[str, Path], prompts: Prompts,
+        settings: ChainFile | None = None, stop: str | None = None, resident: bool = False, graphs: bool = True,
     ):  # fmt: skip
-        self.base, self.chain, self.folders, self.settings = base, chain, folders, settings
-        self.max_length, self.stop, self.resident = max_length, stop, resident
-        self.template = settings.template if settings else template
+        self.base, self.chain, self.folders, self.prompts = base, chain, folders, prompts
+        self.settings, self.stop, self.resident = settings, stop, resident
         self._names, self._loaded = [*folders, BASE], BASE
         routing = chain.routing if chain else Routing()
         self._generator = generator(base, routing, graphs and base.model.device.type == "cuda", stop)
-        self._prompts = prompts_of(base.tokenizer, settings) if settings else None
         self._banks = list(chain.banks.values()) if chain else []
-        activated = isinstance(self._prompts, ActivatedPrompts) and not resident
+        activated = settings is not None and isinstance(prompts, ActivatedPrompts) and not resident
         self.reuses = activated and continues(base.model, self._banks)
 
     # -- what users call -----------------------------------------------------------------------------------------------
@@ -79,7 +76,7 @@ class Answerer:
         """
         if self.settings is None:
             return [Choice(self._names[0])] * len(texts)
-        return [c for some in parts(texts, batch_size) for c in self._select(some, k, self.settings, self._read(some))]
+        return [choice for some in parts(texts, batch_size) for choice in self._select(some, k, self.settings)[0]]
 
     def generate(
         self, texts: Sequence[str], max_new_tokens: int = 64, k: int = 1, batch_size: int = 16,
@@ -105,9 +102,11 @@ class Answerer:
     def _generate(
         self, texts: Sequence[str], max_new_tokens: int, k: int, batch_size: int, sampling: Sampling | None
     ) -> list[Answered]:
-        read = self._read(texts)
-        chosen = self._select(texts, k, self.settings, read) if read and self.settings else None
-        choices = chosen or self.select(texts, k, batch_size)
+        read: Prefill | None = None
+        if self.reuses and self.settings:
+            choices, read = self._select(texts, k, self.settings)
+        else:
+            choices = self.select(texts, k, batch_size)
         asked = [(row, name) for row, choice in enumerate(choices) for name in answering(choice, k)]
         order = sorted(range(len(asked)), key=lambda i: asked[i][1]) if self.resident else list(range(len(asked)))
         replies: dict[int, Reply] = {}
@@ -124,11 +123,12 @@ class Answerer:
 
     # -- selecting -----------------------------------------------------------------------------------------------------
 
-    def _select(self, texts: Sequence[str], k: int, settings: ChainFile, read: Prefill | None) -> list[Choice]:
-        start, instructions = time.perf_counter(), [settings.template.replace(INSTRUCTION, text) for text in texts]
-        assert self._prompts is not None
+    def _select(self, texts: Sequence[str], k: int, settings: ChainFile) -> tuple[list[Choice], Prefill | None]:
+        """The choices, and what was read for all adapters, if it was."""
+        start, instructions = time.perf_counter(), [self.prompts.instruction(text) for text in texts]
+        read = self._read(instructions)
         if settings.selection == "generate":
-            adapter, asking = self._adapters([SELECTOR])[0], [self._prompts.asking(text) for text in instructions]
+            adapter, asking = self._adapters([SELECTOR])[0], [self._asked.asking(text) for text in instructions]
             names = generated_names(self._generator, self.base.tokenizer, settings.question, asking, adapter, read)
             chosen = [Choice(name or settings.fallback, (name,) if name else ()) for name in names]
         else:
@@ -141,38 +141,39 @@ class Answerer:
                 for best in picked
             ]  # fmt: skip
         seconds = time.perf_counter() - start
-        return [replace(choice, seconds=seconds) for choice in chosen]
+        return [replace(choice, seconds=seconds) for choice in chosen], read
+
+    @property
+    def _asked(self) -> ChainPrompts:
+        assert isinstance(self.prompts, ChainPrompts)
+        return self.prompts
 
     @torch.no_grad()
     def scores(self, instructions: Sequence[str], read: Prefill | None = None) -> Float[Tensor, "rows tasks"]:
         """The log-likelihood (nats) of each task's name as the selector's answer. The prompt is read once for all.
 
         Args:
-            read: the instructions' shared parts, if they were read.
+            read: what was read of the instructions' shared parts, if it was.
         """
-        assert self._prompts is not None
-        if read and self.chain and isinstance(self._prompts, ActivatedPrompts):
+        read = read or self._read(instructions)
+        if read and self.chain and isinstance(self.prompts, ActivatedPrompts):
             self.chain.route = HardRoute(torch.tensor(self._adapters([SELECTOR]), device=self.base.model.device))
-            return read.log_likelihoods(self._prompts.names).double().cpu()
-        texts = [text for instruction in instructions for text in self._prompts.named(instruction)]
+            return read.log_likelihoods(self.prompts.names).double().cpu()
+        texts = [text for instruction in instructions for text in self._asked.named(instruction)]
         means = self._likelihoods(texts, [SELECTOR] * len(texts))
         totals = [mean * len(text.answer) for mean, text in zip(means, texts, strict=True)]
         return torch.tensor(totals, dtype=torch.float64).view(len(instructions), -1)
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
-    def _read(self, texts: Sequence[str]) -> Prefill | None:
+    def _read(self, instructions: Sequence[str]) -> Prefill | None:
         """What the base reads for all adapters."""
-        if not (self.reuses and self.settings and isinstance(self._prompts, ActivatedPrompts)):
+        if not (self.reuses and isinstance(self.prompts, ActivatedPrompts)):
             return None
-        shared = [self._prompts.shared(self.template.replace(INSTRUCTION, text)) for text in texts]
-        return Prefill(self.base.model, self._banks, shared)
+        return Prefill(self.base.model, self._banks, [self.prompts.shared(text) for text in instructions])
 
     def _prompt(self, text: str, adapter: str) -> Tokens:
-        asked = self.template.replace(INSTRUCTION, text)
-        if self._prompts is None:
-            return prompt_tokens(self.base.tokenizer, asked, self.max_length)
-        return self._prompts.answered_by(adapter, asked)
+        return self.prompts.answered_by(adapter, self.prompts.instruction(text))
 
     def _answer(
         self, prompts: list[Tokens], names: list[str], most: int, sampling: Sampling | None, score: bool,

@@ -1,5 +1,6 @@
 """A run's folder as something that answers."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lorachains.answering.engine import Answerer
-from lorachains.answering.folder import FILE, check_invoked, check_settings, read_chain
+from lorachains.answering.folder import FILE, ChainFile, check_invoked, check_settings, read_chain
 from lorachains.answering.mixtures import MixtureAnswerer
+from lorachains.answering.prompts import ChainPrompts, Prompts, prompts_of
 from lorachains.chain import Chain
 from lorachains.data import templates
 from lorachains.data.activation import invocation
@@ -19,7 +21,7 @@ from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
 from lorachains.mixture_format import ABOUT, read_routers
 from lorachains.models import LanguageModel, fingerprint
-from lorachains.peft_format import CONFIG, check_base, read_config
+from lorachains.peft_format import CONFIG, check_base, read_config, refuse_activated
 from lorachains.run_folder import RunFolder
 from lorachains.transfer import load_adapter
 
@@ -66,11 +68,15 @@ def _chain(base: LanguageModel, run: RunFolder, resident: bool, chosen: dict[str
     settings = replace(read_chain(run.path), **chosen)
     check_settings(settings.selection, settings.threshold, settings.fallback, settings.tasks, "")
     folders = {name: run.adapters / name for name in [SELECTOR, *settings.tasks]}
+    _check_invoked(base, folders, settings)
+    chain = _bank(base, folders, resident)
+    return Answerer(base, chain, folders, prompts_of(base.tokenizer, settings), settings, settings.stop, resident)
+
+
+def _check_invoked(base: LanguageModel, folders: Mapping[str, Path], settings: ChainFile) -> None:
     for name, folder in folders.items():
         tokens = invocation(base.tokenizer, settings.activated, settings.template, settings.question, name)
         check_invoked(folder, tokens, f"{FILE}'s activated={settings.activated}")
-    chain = _bank(base, folders, resident)
-    return Answerer(base, chain, folders, settings, settings.max_length, settings.stop, resident)
 
 
 def _of_one(base: LanguageModel, run: RunFolder, adapters: Path, config: Any, expert: str | None) -> Answerer:
@@ -86,19 +92,27 @@ def _of_one(base: LanguageModel, run: RunFolder, adapters: Path, config: Any, ex
     folders = {expert: adapters / expert} if expert is not None else {}
     if not there and run.adapter.is_dir():
         folders = {"adapter": run.adapter}
-    template, max_length, stop = _manners(base, run, adapters, config)
+    prompts, stop = _manners(base, run, adapters, config)
+    if isinstance(prompts, ChainPrompts):
+        _check_invoked(base, folders, prompts.settings)
+    else:
+        for folder in folders.values():
+            refuse_activated(folder, read_config(folder))
     chain = _bank(base, folders, False) if folders else None
-    return Answerer(base, chain, folders, None, max_length, stop, template=template)
+    return Answerer(base, chain, folders, prompts, stop=stop)
 
 
-def _manners(base: LanguageModel, run: RunFolder, adapters: Path, config: Any) -> tuple[str, int, str | None]:
-    """How requests were put to a run's adapters: template, longest prompt, and what ends an answer."""
-    if (run.path / FILE).is_file() or (adapters / ABOUT).is_file():
-        said = read_chain(run.path) if (run.path / FILE).is_file() else read_routers(adapters)[0]
-        return said.template, said.max_length, said.stop
+def _manners(base: LanguageModel, run: RunFolder, adapters: Path, config: Any) -> tuple[Prompts, str | None]:
+    """How requests were put to a run's adapters, and what ends an answer."""
+    if (run.path / FILE).is_file():
+        settings = read_chain(run.path)
+        return prompts_of(base.tokenizer, settings), settings.stop
+    if (adapters / ABOUT).is_file():
+        about = read_routers(adapters)[0]
+        return Prompts(base.tokenizer, about.template, about.max_length), about.stop
     named = config.data.get("template")  # of instruction sets
     template = templates.template(named, base.tokenizer)(INSTRUCTION) if named else INSTRUCTION
-    return template, config.data.max_length, None
+    return Prompts(base.tokenizer, template, config.data.max_length), None
 
 
 def _own_model(run: RunFolder, config: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from lorachains.answering.engine import Answerer, parts
+from lorachains.answering.prompts import Prompts
 from lorachains.answering.replies import Choice, Route
 from lorachains.batch import Tokens
 from lorachains.data.tokens import padding_token
@@ -46,8 +47,8 @@ class MixtureAnswerer(Answerer):
         folders = {name: folder / name for name in self.about.names}
         about = self.about
         super().__init__(
-            base, self.mixture.chain, folders, None, about.max_length, about.stop, template=about.template,
-            graphs=self.alone,  # blocks' own routes are others for each batch
+            base, self.mixture.chain, folders, Prompts(base.tokenizer, about.template, about.max_length),
+            stop=about.stop, graphs=self.alone,  # blocks' own routes are others for each batch
         )  # fmt: skip
 
     def select(self, texts: Sequence[str], k: int = 1, batch_size: int = 16) -> list[Choice]:

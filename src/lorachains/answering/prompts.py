@@ -11,38 +11,52 @@ from transformers import PreTrainedTokenizerBase
 from lorachains.answering.folder import BASE, ChainFile
 from lorachains.batch import IGNORED, Tokens
 from lorachains.data.activation import is_activated, shared_part
-from lorachains.data.selector import SELECTOR
+from lorachains.data.selector import INSTRUCTION, SELECTOR
 from lorachains.data.tokens import prompt_tokens
+from lorachains.errors import LorachainsError
 
 
 class Prompts:
-    """Those of adapters that serve whole texts. Instructions come in the chain's template.
+    """Those of adapters that answer whole texts.
+
+    Args:
+        template: how a user's request becomes an instruction, with INSTRUCTION in its place.
+        max_length: tokens of a prompt; longer ones lose their beginning.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, max_length: int):
+        self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
+
+    def instruction(self, text: str) -> str:
+        """A user's request in the template."""
+        return self.template.replace(INSTRUCTION, text)
+
+    def answered_by(self, adapter: str, instruction: str) -> Tokens:
+        """An expert's prompt, or the base's."""
+        return prompt_tokens(self.tokenizer, instruction, self.max_length)
+
+
+class ChainPrompts(Prompts):
+    """Those of a chain, which has a selector.
 
     Args:
         settings: the chain's.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ChainFile):
-        self.tokenizer, self.settings = tokenizer, settings
+        super().__init__(tokenizer, settings.template, settings.max_length)
+        self.settings = settings
 
     def asking(self, instruction: str) -> Tokens:
         """The selector's prompt."""
-        return prompt_tokens(self.tokenizer, self.settings.question.about(instruction), self.settings.max_length)
+        return prompt_tokens(self.tokenizer, self.settings.question.about(instruction), self.max_length)
 
     def named(self, instruction: str) -> list[Tokens]:
         """The selector's prompt with each task's name."""
-        return self.settings.question.texts(self.tokenizer, instruction, self.settings.max_length)
-
-    def answered_by(self, adapter: str, instruction: str) -> Tokens:
-        """An expert's prompt, or the base's."""
-        return prompt_tokens(self.tokenizer, instruction, self.settings.max_length)
-
-    def shares(self, adapter: str) -> bool:
-        """Whether the adapter's prompt begins with what `shared` gives."""
-        return False
+        return self.settings.question.texts(self.tokenizer, instruction, self.max_length)
 
 
-class ActivatedPrompts(Prompts):
+class ActivatedPrompts(ChainPrompts):
     """Those of a chain that has activated adapters.
 
     Attributes:
@@ -60,8 +74,14 @@ class ActivatedPrompts(Prompts):
         self._room = max(1, settings.max_length - longest)
 
     def shared(self, instruction: str) -> list[int]:
-        """What the base alone reads of an instruction."""
-        text = instruction[: shared_part(self.settings.template, instruction)]
+        """What the base alone reads of an instruction.
+
+        Raises:
+            LorachainsError: it is nothing.
+        """
+        text = instruction[: shared_part(self.template, instruction)]
+        if not text:
+            raise LorachainsError("an instruction is empty: activated adapters need one to go on from")
         return prompt_tokens(self.tokenizer, text, self._room).input_ids
 
     def asking(self, instruction: str) -> Tokens:
@@ -77,12 +97,13 @@ class ActivatedPrompts(Prompts):
         return _joined(self.shared(instruction), self._answering)
 
     def shares(self, adapter: str) -> bool:
+        """Whether the adapter's prompt begins with what `shared` gives."""
         return adapter in (SELECTOR, BASE) or is_activated(self.settings.activated, adapter)
 
 
-def prompts_of(tokenizer: PreTrainedTokenizerBase, settings: ChainFile) -> Prompts:
+def prompts_of(tokenizer: PreTrainedTokenizerBase, settings: ChainFile) -> ChainPrompts:
     """A chain's."""
-    return (Prompts if settings.activated == "none" else ActivatedPrompts)(tokenizer, settings)
+    return (ChainPrompts if settings.activated == "none" else ActivatedPrompts)(tokenizer, settings)
 
 
 def _joined(shared: Sequence[int], rest: Tokens) -> Tokens:

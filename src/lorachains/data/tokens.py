@@ -178,7 +178,8 @@ def _tokens(example: Example, answer: str, text: Text, eos: int | None, max_leng
         return Tokens(ids, labels, start=text.start)
     lost = len(ids) - max_length
     kept = head + lost
-    return Tokens(ids[:head] + ids[kept:], labels[:head] + labels[kept:], True, max(0, text.start - lost))
+    start = max(head, text.start - lost) if text.start else 0
+    return Tokens(ids[:head] + ids[kept:], labels[:head] + labels[kept:], True, start)
 
 
 def _required(eos: int | None) -> int:
