@@ -53,10 +53,11 @@ def by_hand(arch: str, prompt: list[int], start: int, steps: int, expert: int) -
     return ids[len(prompt) :]
 
 
+@pytest.mark.parametrize("starts", [[7, 2, 22], [7, 1, 12]])
 @pytest.mark.parametrize("arch", [*ARCHITECTURES, *OTHERS])
-def test_texts_are_those_of_one_row_without_a_cache(arch: str) -> None:
-    """Whether the generator reads the first parts, or takes them over."""
-    chain, prompts, starts, owners = chain_of(arch, 3), prompts_of(9, 4, 14), [7, 2, 12], [2, 0, 2]
+def test_texts_are_those_of_one_row_without_a_cache(arch: str, starts: list[int]) -> None:
+    """Whether the generator reads the first parts, or takes them over; and whether the rest is of one length."""
+    chain, prompts, owners = chain_of(arch, 3), prompts_of(9, 4, 24), [2, 0, 2]
     expected = [by_hand(arch, *row) for row in zip(prompts, starts, [6] * 3, owners, strict=True)]
     banks, owned = list(chain.banks.values()), torch.tensor(owners)
     generator = generator_of(chain)

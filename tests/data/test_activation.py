@@ -1,7 +1,7 @@
 """Where an adapter is activated is a boundary between tokens, whatever the request ends with."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lorachains.data.activation import check_activated, invocation, shared_part
@@ -42,6 +42,19 @@ def test_a_cut_prompt_is_activated_at_the_same_token(merging: PreTrainedTokenize
         tokens = prompt_tokens(merging, prompt, length, shared_part(TEMPLATE, prompt))
         assert merging.decode(tokens.input_ids[tokens.start :]) == "\nA:"
         assert len(tokens.input_ids) == min(length, len(merging.encode(prompt)))
+
+
+def test_of_a_prompt_that_is_cut_short_of_its_request_the_tokenizers_first_token_is_still_the_bases(
+    merging: PreTrainedTokenizerFast,
+) -> None:
+    backend = Tokenizer.from_str(merging.backend_tokenizer.to_str())
+    backend.post_processor = processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", merging.eos_token_id)]
+    )
+    begins = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    tokens = prompt_tokens(begins, "Q: why?\nA:", 3, len("Q: why?"))
+    assert tokens.input_ids == [merging.eos_token_id, *merging.encode("A:")]
+    assert tokens.start == 1
 
 
 def test_a_selector_is_invoked_by_what_no_name_changes(merging: PreTrainedTokenizerFast) -> None:

@@ -20,7 +20,7 @@ class Parts:
 
     def __init__(self, prompts: list[Sequence[int]], starts: Sequence[int] | None, prefill: Prefill | None):
         self.prefill = prefill
-        self.lengths = [min(start, len(p) - 1) for start, p in zip(starts or [0] * len(prompts), prompts, strict=True)]
+        self.lengths = _begins(prompts, starts)
         self.firsts = [prompt[:length] for prompt, length in zip(prompts, self.lengths, strict=True)]
         self.rests = [prompt[length:] for prompt, length in zip(prompts, self.lengths, strict=True)]
         self.width = max(self.lengths) + max(map(len, self.rests))
@@ -31,6 +31,24 @@ class Parts:
             lane.take(self.prefill, self.lengths)
         elif any(self.lengths):
             lane.read(self.firsts, pad)
+
+
+def alike(prompts: Sequence[Sequence[int]], starts: Sequence[int] | None) -> list[list[int]]:
+    """The rows whose parts that the adapters read are of one length, which are all rows of most batches.
+
+    Of others some would have empty columns between their two parts, and a sliding window counts columns.
+    """
+    if starts is None:
+        return [list(range(len(prompts)))]
+    found: dict[int, list[int]] = {}
+    for row, (prompt, begin) in enumerate(zip(prompts, _begins(prompts, starts), strict=True)):
+        found.setdefault(len(prompt) - begin, []).append(row)
+    return list(found.values())
+
+
+def _begins(prompts: Sequence[Sequence[int]], starts: Sequence[int] | None) -> list[int]:
+    """How much the base alone reads: the last token is the adapter's, since it predicts the first new one."""
+    return [min(start, len(p) - 1) for start, p in zip(starts or [0] * len(prompts), prompts, strict=True)]
 
 
 class Ends:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lorachains.bank import LoraBank, bare
 from lorachains.errors import LorachainsError
-from lorachains.generation.bounds import Ends, Parts
+from lorachains.generation.bounds import Ends, Parts, alike
 from lorachains.generation.lane import HostWatch, Lane, why_no_static_cache
 from lorachains.generation.sampling import Sampling
 from lorachains.generation.serving import Served, serving, total_rank
@@ -87,16 +87,16 @@ class Generator:
         if not prompts:
             return []
         self._check(prompts, max_new_tokens, sampling, starts)
-        owners = self._owners(len(prompts), adapter)
-        order = sorted(range(len(prompts)), key=owners.__getitem__) if owners else list(range(len(prompts)))
-        if sampling is not None:
-            sampling = replace(sampling, seeds=[sampling.seeds[row] for row in order])
-        with self._own_stream():
+        owners, texts = self._owners(len(prompts), adapter), dict[int, list[int]]()
+        for rows in alike(prompts, starts):
+            order = sorted(rows, key=owners.__getitem__) if owners else rows
             ends = Ends(order, until) if until else None
             parts = Parts([prompts[row] for row in order], starts and [starts[row] for row in order],
                            prefill and prefill.of(order))  # fmt: skip
-            new = self._generate(parts, max_new_tokens, sorted(owners), sampling, ends)
-        texts = dict(zip(order, map(self._up_to_eos, new), strict=True))
+            drawn = sampling and replace(sampling, seeds=[sampling.seeds[row] for row in order])
+            with self._own_stream():
+                new = self._generate(parts, max_new_tokens, sorted(owners[row] for row in rows if owners), drawn, ends)
+            texts |= zip(order, map(self._up_to_eos, new), strict=True)
         return [texts[row] for row in range(len(prompts))]
 
     def clear(self) -> None:
