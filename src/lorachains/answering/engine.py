@@ -216,12 +216,12 @@ class Answerer:
     def _likelihoods(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[float]:
         """The mean log-likelihood (nats) of each text's answer tokens, by its own adapter."""
         adapters, model = self._adapters(names), self.base.model
-        experts = self.chain.experts if self.chain else 1
-        batch: TokenBatch = pack(
-            texts, adapters if self._several else None, padding_token(self.base.tokenizer), experts, packs(model)
-        ).to(model.device)
+        served = sorted(set(adapters))  # each takes a block at least
+        owners = [served.index(adapter) for adapter in adapters] if len(served) > 1 else None
+        batch: TokenBatch = pack(texts, owners, padding_token(self.base.tokenizer), len(served), packs(model))
+        batch = batch.to(model.device)
         if self.chain:
-            self.chain.route = hard_route(model, batch)
+            self.chain.route = hard_route(model, batch, served if self._several else None)
         return (-candidate_losses(batch, answer_losses(model, batch))).tolist()
 
     # -- adapters ------------------------------------------------------------------------------------------------------
