@@ -77,7 +77,7 @@ def test_saved_adapters_are_pefts_and_the_selectors_scores_are_its(folder: Path,
                 tokens = tokenizer.encode(f"{text} Task:") + answer
                 with torch.no_grad():
                     logits = theirs(input_ids=torch.tensor([tokens])).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
-                assert score == pytest.approx(float(logits.gather(1, torch.tensor([name]).T).sum()))
+                assert score == pytest.approx(float(logits.gather(1, torch.tensor([answer]).T).sum()))
 
 
 @pytest.mark.parametrize("changes", [{}, {"selection": "generate"}, {"threshold": 0.9}, {"threshold": 1.0}])
