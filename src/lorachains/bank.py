@@ -9,7 +9,8 @@ factors themselves are kept in float32 (float64 over a float64 base), as autocas
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -179,6 +180,19 @@ class LoraBank(nn.Module):
         else:
             setattr(self, name, value)
             self.tied = self.ledger_A.shape[1]
+
+
+@contextmanager
+def bare(banks: Iterable[LoraBank]) -> Iterator[None]:
+    """Within, the banks add nothing to their base layers."""
+    before = {bank: bank.served for bank in banks}
+    for bank in before:
+        bank.served = lambda _, y: y
+    try:
+        yield
+    finally:
+        for bank, served in before.items():
+            bank.served = served
 
 
 FIXED_SIZES = {

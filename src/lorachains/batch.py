@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Bool, Float64, Int32, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lorachains.loads import Load, equal_ones, loads_of
 from lorachains.prefixes import Family, families
-from lorachains.segments import Segments
+from lorachains.segments import Segments, marked
 
 IGNORED = -100
 """The label of a token that is no part of the answer (transformers' convention)."""
@@ -36,11 +36,18 @@ class Tokens:
     labels: list[int]
     cut: bool = False
     """Whether the prompt lost tokens to fit `max_length`."""
+    start: int = 0
+    """The first token that an adapter serves; the base alone reads those before it (Activated LoRA)."""
 
     @cached_property
     def stream(self) -> np.ndarray:
         """What the model reads: all tokens but the last."""
         return np.array(self.input_ids[:-1], dtype=np.int64)
+
+    @property
+    def marked(self) -> np.ndarray:
+        """The stream, with whether an adapter serves each token: see `segments.marked`."""
+        return marked(self.stream, self.start)
 
     @cached_property
     def answer(self) -> np.ndarray:
@@ -72,6 +79,7 @@ class TokenBatch:
         key_bounds: as `bounds`, of the keys.
         key_lengths: of each segment's keys.
         shares: if several devices share a batch, the part of each adapter's answer tokens that is in this one.
+        active: whether an adapter serves each token; `None` if all are served.
     """
 
     input_ids: Int64[Tensor, " tokens"]
@@ -92,6 +100,7 @@ class TokenBatch:
     key_bounds: Int32[Tensor, " bounds"] | None = None
     key_lengths: tuple[int, ...] = ()
     shares: Float64[Tensor, " experts"] | None = None
+    active: Bool[Tensor, " tokens"] | None = None
 
     @property
     def tokens(self) -> int:
@@ -122,22 +131,26 @@ class TokenBatch:
     def padded(self) -> "PaddedBatch":
         """The texts one below the other, for architectures that can't read a stream. They must not share beginnings."""
         assert self.keys is None
-        pieces = self.input_ids.split(self.lengths)
-        rows = [pieces[i] for i in self.texts]
-        input_ids = pad_sequence(rows, batch_first=True)
+        input_ids = self._rows(self.input_ids)
         width, device = input_ids.shape[1], self.input_ids.device
         starts = list(accumulate(self.lengths, initial=0))
         offset = torch.tensor([row * width - starts[i] for row, i in enumerate(self.texts)], device=device)
         segment = torch.bucketize(self.positions, self.bounds.long(), right=True) - 1
         row = torch.bucketize(segment, torch.tensor(self.texts, device=device))
-        lengths = torch.tensor([len(piece) for piece in rows], device=device)
+        lengths = torch.tensor([self.lengths[i] for i in self.texts], device=device)
         blocks = torch.tensor([starts[i] // BLOCK for i in self.texts], device=device)
         return PaddedBatch(
             input_ids,
             attention_mask=(torch.arange(width, device=device) < lengths.unsqueeze(1)).long(),
             positions=self.positions + offset[row],
             adapters=None if self.adapters is None else self.adapters[blocks],
+            active=None if self.active is None else self._rows(self.active).flatten(),
         )
+
+    def _rows(self, by_token: Tensor) -> Tensor:
+        """The texts' tokens one below the other, zero where a text has none."""
+        pieces = by_token.split(self.lengths)
+        return pad_sequence([pieces[i] for i in self.texts], batch_first=True)
 
 
 @dataclass
@@ -147,12 +160,14 @@ class PaddedBatch:
     Attributes:
         positions: `row · seq + position` of the token before each answer token.
         adapters: each row's; `None` if there is one adapter.
+        active: `(rows · seq,)` whether an adapter serves each token; `None` if all are served.
     """
 
     input_ids: Int64[Tensor, "rows seq"]
     attention_mask: Int64[Tensor, "rows seq"]
     positions: Int64[Tensor, " answers"]
     adapters: Int64[Tensor, " rows"] | None
+    active: Bool[Tensor, " tokens"] | None = None
 
 
 def pack(
@@ -174,7 +189,7 @@ def pack(
     ends: list[int] = []
     for shared in equal_ones(texts, owners, experts):
         same = list(shared.values())
-        read = [texts[equal[0]].stream for equal in same]
+        read = [texts[equal[0]].marked for equal in same]
         for family in families(read) if share else [Family((i,), len(text)) for i, text in enumerate(read)]:
             for member, places in zip(family.members, stream.add_family(read, family), strict=True):
                 answers += [(i, places[len(places) - len(texts[i].answer) :]) for i in same[member]]

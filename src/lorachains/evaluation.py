@@ -98,10 +98,10 @@ def generator(base: LanguageModel, routing: Routing, graphs: bool, stop: str | N
 
 def generate(
     generator: Generator, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int,
-    adapters: Int64[Tensor, " prompts"] | None = None,
+    adapters: Int64[Tensor, " prompts"] | None = None, starts: Sequence[int] | None = None,
 ) -> list[str]:  # fmt: skip
-    """Greedy continuations of prompts, up to the token that ends them."""
-    new = generator(prompts, max_new_tokens, adapters)
+    """Greedy continuations of prompts, up to the token that ends them. See `Generator` for the arguments."""
+    new = generator(prompts, max_new_tokens, adapters, starts=starts)
     texts: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)
     return texts
 

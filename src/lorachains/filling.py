@@ -30,6 +30,7 @@ def filled(batch: TokenBatch, longest: int) -> TokenBatch:
     return replace(
         batch,
         input_ids=_fill(batch.input_ids, tokens),
+        active=None if batch.active is None else _fill(batch.active, tokens),
         position_ids=torch.cat(places),
         bounds=_bounds(batch, lengths),
         adapters=None if batch.adapters is None else _fill(batch.adapters, tokens // BLOCK, len(batch.loads) - 1),

@@ -2,7 +2,7 @@
 
 A training step of a small model is a thousand kernels of a few microseconds, which Python starts more slowly than the
 GPU runs them. A graph starts them all at once. It needs fixed shapes and addresses: batches are filled up to a few
-sizes (`TokenBatch.filled`) and copied into the graph's own tensors; what a knot changes, it changes in place.
+sizes (`filling`) and copied into the graph's own tensors; what a knot changes, it changes in place.
 """
 
 import logging
@@ -97,7 +97,7 @@ class Replayed:
             self._recorded.clear()
             self._pool = torch.cuda.graph_pool_handle()  # the old one is gone with its last graph
             self._of_layout = self.layout()
-        key = (*(tuple(t.shape) for t in batch.tensors().values()), batch.longest)
+        key = (*((name, *tensor.shape) for name, tensor in batch.tensors().items()), batch.longest)
         if key not in self._met:
             self._met.add(key)  # compiles, and sets up what may not be set up during the recording
             return self._aside(self.run, batch.to(self.device))

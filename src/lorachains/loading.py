@@ -5,7 +5,7 @@ from pathlib import Path
 from lorachains.chain import Chain
 from lorachains.errors import LorachainsError
 from lorachains.models import LanguageModel, base_fingerprint
-from lorachains.peft_format import CONFIG, check_base, read_config
+from lorachains.peft_format import CONFIG, check_base, read_config, refuse_activated
 from lorachains.run_folder import RunFolder
 from lorachains.transfer import begin_with, load_adapter
 
@@ -21,6 +21,7 @@ def attach_adapter(base: LanguageModel, folder: Path) -> Chain:
     """
     check_base(folder, base.name, base_fingerprint(base))
     config = read_config(folder)
+    refuse_activated(folder, config)
     config.init_lora_weights = True  # the weights are loaded
     chain = Chain(base.model, config)
     load_adapter(chain, folder)

@@ -39,7 +39,7 @@ def equal_ones(texts: "Sequence[Tokens]", adapters: Sequence[int], experts: int)
     """Each adapter's texts, by what the model reads of them."""
     by_adapter: list[dict[bytes, list[int]]] = [{} for _ in range(experts)]
     for i, (text, adapter) in enumerate(zip(texts, adapters, strict=True)):
-        by_adapter[adapter].setdefault(text.stream.tobytes(), []).append(i)
+        by_adapter[adapter].setdefault(text.marked.tobytes(), []).append(i)
     return by_adapter
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from lorachains.batch import TokenBatch, Tokens, pack
 from lorachains.routing import HardRoute, Route
@@ -31,8 +31,8 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, tor
 def packed_attention(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens dim"],
-    key: Float[Tensor, "1 kv_heads tokens dim"],
-    value: Float[Tensor, "1 kv_heads tokens dim"],
+    key: Float[Tensor, "1 kv_heads read dim"],
+    value: Float[Tensor, "1 kv_heads read dim"],
     attention_mask: Tensor | None,
     *,
     cu_seq_lens_q: Tensor,
@@ -104,8 +104,12 @@ def attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def read(model: PreTrainedModel, batch: TokenBatch) -> Any:
-    """The model's output on a stream; its tensors have one row."""
+def read(model: PreTrainedModel, batch: TokenBatch, cache: Cache | None = None) -> Any:
+    """The model's output on a stream; its tensors have one row.
+
+    Args:
+        cache: of what was read before, with which the batch's keys begin. The stream's own keys and values are added.
+    """
     layout: dict[str, Any] = {"cu_seq_lens_q": batch.bounds, "max_length_q": batch.longest}
     if batch.keys is not None:
         layout |= {"keys": batch.keys, "cu_seq_lens_k": batch.key_bounds}
@@ -113,8 +117,8 @@ def read(model: PreTrainedModel, batch: TokenBatch) -> Any:
         layout |= {"lengths": batch.lengths, "key_lengths": batch.key_lengths or None}
     with attention(model, PACKED):
         return model(
-            input_ids=batch.input_ids.unsqueeze(0), position_ids=batch.position_ids.unsqueeze(0), use_cache=False,
-            **layout,
+            input_ids=batch.input_ids.unsqueeze(0), position_ids=batch.position_ids.unsqueeze(0),
+            past_key_values=cache, use_cache=cache is not None, **layout,
         )  # fmt: skip
 
 
@@ -128,15 +132,19 @@ def _attention_dropout(model: PreTrainedModel) -> float:
     return max(float(getattr(model.config, name, None) or 0) for name in names)
 
 
-def hard_route(model: PreTrainedModel, batch: TokenBatch) -> Route:
-    """The route of a batch in the layout in which the model reads it."""
-    if batch.adapters is None:
+def hard_route(model: PreTrainedModel, batch: TokenBatch, served: Sequence[int] | None = None) -> Route:
+    """The route of a batch in the layout in which the model reads it.
+
+    Args:
+        served: which of the bank's adapters the batch's are, if they aren't all.
+    """
+    if batch.adapters is None and batch.active is None and served is None:
         return None
-    if packs(model):
-        return HardRoute(batch.adapters, batch.ends)
-    rows = batch.padded().adapters
-    assert rows is not None
-    return HardRoute(rows)
+    layout = batch if packs(model) else batch.padded()
+    adapters = batch.input_ids.new_zeros(1) if layout.adapters is None else layout.adapters
+    if served is not None:
+        return HardRoute(torch.tensor(served, device=adapters.device)[adapters], None, layout.active)
+    return HardRoute(adapters, batch.ends if layout is batch else None, layout.active)
 
 
 _known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

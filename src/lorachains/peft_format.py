@@ -59,15 +59,21 @@ def write_adapter(exported: ExportedChain, folder: Path) -> None:
         (folder / FINGERPRINT).write_text(exported.fingerprint + "\n")
 
 
-def read_adapter(folder: Path) -> ExportedChain:
+def read_adapter(folder: Path, activated: bool = False) -> ExportedChain:
     """A PEFT adapter's chain. One that wasn't written here is a single link.
+
+    Args:
+        activated: whether the caller sees to it that an activated adapter (PEFT's `alora_invocation_tokens`) serves
+            no token before its invocation.
 
     Raises:
         LorachainsError: there is none, it is damaged, or it holds other things than a bank's factors.
     """
     config = read_config(folder)
     config.init_lora_weights = True  # the weights are read
-    _check_followed(folder, replace(config, modules_to_save=None))
+    if not activated:
+        refuse_activated(folder, config)
+    _check_followed(folder, replace(config, modules_to_save=None, alora_invocation_tokens=None))
     tensors, links = _read(folder / WEIGHTS), _read_links(folder, config.r)
     biases = _read(folder / BIASES) if config.lora_bias and len(links) > 1 else {}
     layers = {}
@@ -82,6 +88,15 @@ def read_adapter(folder: Path) -> ExportedChain:
         layers[name] = Factors(a, b, None if bias is None else biases.get(name, bias.unsqueeze(0)))
     besides = {key.removeprefix(PREFIX).replace(".base_layer.", "."): tensor for key, tensor in tensors.items()}
     return ExportedChain(config, _fingerprint(folder), links, layers, scaling(config, config.r), besides)
+
+
+def refuse_activated(folder: Path, config: LoraConfig) -> None:
+    """Raises `LorachainsError` for an adapter that serves no token before its invocation, where all are served."""
+    if config.alora_invocation_tokens is not None:
+        raise LorachainsError(
+            f"{folder} is an activated LoRA, which serves no token before its invocation: load it by its chain "
+            "(lorachains.load, lorachains.generate) or with PEFT"
+        )
 
 
 def _check_followed(folder: Path, config: LoraConfig) -> None:

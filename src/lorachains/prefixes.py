@@ -36,6 +36,11 @@ def families(streams: Sequence[np.ndarray]) -> list[Family]:
     return found
 
 
+def in_common(streams: Sequence[np.ndarray]) -> int:
+    """How many tokens all texts have in common from the beginning on."""
+    return min(_common(streams[0], stream) for stream in streams)
+
+
 def _common(a: np.ndarray, b: np.ndarray) -> int:
     """How many tokens are the same from the beginning on."""
     length = min(len(a), len(b))

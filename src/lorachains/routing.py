@@ -7,7 +7,7 @@ adapters in any of them.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,10 +19,13 @@ class HardRoute:
     Args:
         index: `(rows,)`, the adapter of each row, in `[0, experts)`.
         ends: `(experts,)`, where the tokens of each adapter end, if they stand side by side in a stream.
+        active: `(tokens,)`, row by row, whether a token is behind its adapter's invocation: the others get none
+            (Activated LoRA, Greenewald et al. 2025, arXiv 2504.12397). `None` if all are.
     """
 
     index: Int[Tensor, " rows"]
     ends: Int32[Tensor, " experts"] | None = None
+    active: Bool[Tensor, " tokens"] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,11 @@ def lora_delta(
     match route:
         case None:
             return F.linear(F.linear(x, a[0]), b[0])
-        case HardRoute(_, ends) if ends is not None and _grouped(x, a, b):
-            hidden = F.grouped_mm(x.reshape(-1, x.shape[-1]), a.mT, offs=ends)
+        case HardRoute(_, ends, active) if ends is not None and _grouped(x, a, b):
+            hidden = _activated(F.grouped_mm(x.reshape(-1, x.shape[-1]), a.mT, offs=ends), active)
             return F.grouped_mm(hidden, b.mT, offs=ends).reshape(*x.shape[:-1], -1)
-        case HardRoute(index):
-            hidden = torch.bmm(_by_row(x, len(index)), a[index].mT)
+        case HardRoute(index, _, active):
+            hidden = _activated(torch.bmm(_by_row(x, len(index)), a[index].mT), active)
             return torch.bmm(hidden, b[index].mT).reshape(*x.shape[:-1], -1)
         case SoftRoute(weights):
             rows, rank = len(weights), a.shape[1]
@@ -91,7 +94,13 @@ def routed_bias(
             rows, by_row = len(index), bias[index].unsqueeze(1)
         case SoftRoute(weights):
             rows, by_row = len(weights), (weights.to(x.dtype) @ bias).reshape(len(weights), -1, bias.shape[-1])
-    return by_row.expand(rows, x.shape[:-1].numel() // rows, -1).reshape(*x.shape[:-1], -1)
+    by_token = by_row.expand(rows, x.shape[:-1].numel() // rows, -1)
+    return _activated(by_token, route.active if isinstance(route, HardRoute) else None).reshape(*x.shape[:-1], -1)
+
+
+def _activated(values: Float[Tensor, "*batch features"], active: Bool[Tensor, " tokens"] | None) -> Tensor:
+    """Zero where no adapter is active."""
+    return values if active is None else torch.where(active.view(*values.shape[:-1], 1), values, 0)
 
 
 def _grouped(x: Tensor, a: Tensor, b: Tensor) -> bool:

@@ -9,31 +9,51 @@ import torch
 
 from lorachains.prefixes import Family
 
+NOTHING = np.arange(0)
+"""No places in a stream."""
+
+
+def marked(tokens: np.ndarray, start: int) -> np.ndarray:
+    """Tokens that are the same only if both are served by an adapter or both aren't: of two, the odd one is.
+
+    Args:
+        start: the first one that is.
+    """
+    return 2 * tokens + (np.arange(len(tokens)) >= start)
+
 
 class Segments:
     """Segments, one after the other.
 
+    Args:
+        read: how many tokens a model has read already (`prefill`), to which segments may attend.
+
     Attributes:
-        size: tokens so far.
+        size: tokens so far, those too.
     """
 
-    def __init__(self) -> None:
-        self.size = 0
+    def __init__(self, read: int = 0) -> None:
+        self.size = read
         self._segments: list[np.ndarray] = []
         self._keys: list[np.ndarray] = []  # of each segment
         self._texts: list[int] = []
 
-    def add_family(self, texts: Sequence[np.ndarray], family: Family) -> list[np.ndarray]:
-        """Adds the texts' common beginning, and what follows it in each; returns each text's places in the stream."""
-        own, none = family.prefix, np.arange(0)
-        begin = self._add(texts[family.members[0]][:own], none, is_text=True)
+    def add_family(self, texts: Sequence[np.ndarray], family: Family, before: np.ndarray = NOTHING) -> list[np.ndarray]:
+        """Adds the texts' common beginning, and what follows it in each; returns each text's places in the stream.
+
+        Args:
+            texts: the tokens as `Tokens.marked` gives them.
+            before: where what they follow is.
+        """
+        own = family.prefix
+        begin = self._add(texts[family.members[0]][:own], before, is_text=True)
         rests = [texts[member][own:] for member in family.members]
         return [self._add(rest, begin, is_text=True) if len(rest) else begin for rest in rests]
 
     def add_padding(self, size: int, token: int) -> None:
         """Adds so many tokens that are no text."""
         if size:
-            self._add(np.full(size, token), np.arange(0), is_text=False)
+            self._add(marked(np.full(size, token), 0), NOTHING, is_text=False)
 
     def _add(self, tokens: np.ndarray, before: np.ndarray, is_text: bool) -> np.ndarray:
         """Adds a segment that attends to itself and to what is `before` it; returns where all of that is."""
@@ -48,8 +68,11 @@ class Segments:
         """What a batch holds of its stream."""
         lengths, key_lengths = ([len(piece) for piece in pieces] for pieces in (self._segments, self._keys))
         places = [np.arange(keys - own, keys) for own, keys in zip(lengths, key_lengths, strict=True)]
+        tokens = np.concatenate(self._segments)
+        active = tokens % 2 > 0
         found = {
-            "input_ids": torch.from_numpy(np.concatenate(self._segments)),
+            "input_ids": torch.from_numpy(tokens // 2),
+            "active": None if active.all() else torch.from_numpy(active),
             "position_ids": torch.from_numpy(np.concatenate(places)),
             "bounds": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
             "lengths": tuple(lengths),

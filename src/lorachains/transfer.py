@@ -1,5 +1,6 @@
 """Adapters out of a chain, and into one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +15,23 @@ from lorachains.exported import ExportedChain, Factors, Link
 from lorachains.peft_format import WEIGHTS, read_adapter, write_adapter
 
 
-def save_adapter(chain: Chain, folder: Path, base_name: str, base_fingerprint: str, expert: int = 0) -> int:
+def save_adapter(
+    chain: Chain, folder: Path, base_name: str, base_fingerprint: str, expert: int = 0,
+    invocation: Sequence[int] | None = None,
+) -> int:  # fmt: skip
     """Writes one adapter's whole chain, ledger and live link, as a PEFT adapter: see `export`.
 
     Args:
         base_name: what `from_pretrained` is to load as the base (PEFT's `base_model_name_or_path`).
         base_fingerprint: of the base's weights, so that a wrong base is noticed at loading.
+        invocation: the tokens from which on it serves a text (PEFT's `alora_invocation_tokens`); `None` for all.
 
     Returns:
         The rank of the adapter written.
     """
     exported = export(chain, base_name, base_fingerprint, expert)
-    write_adapter(exported, folder)
+    config = replace(exported.config, alora_invocation_tokens=None if invocation is None else list(invocation))
+    write_adapter(replace(exported, config=config), folder)
     return exported.rank
 
 
@@ -64,13 +70,16 @@ def export(chain: Chain, base_name: str, base_fingerprint: str, expert: int = 0)
 
 
 @torch.no_grad()
-def load_adapter(chain: Chain, folder: Path, expert: int = 0) -> None:
+def load_adapter(chain: Chain, folder: Path, expert: int = 0, activated: bool = False) -> None:
     """Reads a PEFT adapter into the live link of one of the chain's adapters, whose rank must be the same.
+
+    Args:
+        activated: see `read_adapter`.
 
     Raises:
         LorachainsError: the file can't be read, or its layers, rank or shapes differ from the chain's.
     """
-    given = read_adapter(folder)
+    given = read_adapter(folder, activated)
     _check_layers(given, chain, folder)
     if given.rank != chain.rank:
         raise LorachainsError(f"{folder} has the rank {given.rank}, the model's link {chain.rank}")

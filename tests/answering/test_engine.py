@@ -74,7 +74,7 @@ def test_each_answer_is_that_of_its_expert_alone(batch_size: int, resident: bool
         for reply in found.replies:
             alone = base()
             routing = attach_adapter(alone, folder / "adapters" / reply.adapter).routing
-            [new] = generator(alone, routing, graphs=False)([prompt_tokens(alone.tokenizer, text, 128)], 6)
+            [new] = generator(alone, routing, graphs=False)([prompt_tokens(alone.tokenizer, text, 128).input_ids], 6)
             assert reply.text == str(alone.tokenizer.decode(new, skip_special_tokens=True)).strip()
             assert reply.tokens == len(new)
 
@@ -97,7 +97,7 @@ def test_an_unsure_selector_leaves_the_answer_to_the_fallback(folder: Path) -> N
     for text, answered in zip(TEXTS, answerer.generate(TEXTS, 5), strict=True):
         [reply] = answered.replies
         assert (answered.choice.adapter, reply.adapter) == ("base", "base")
-        [new] = plain([prompt_tokens(bare.tokenizer, text, 128)], 5)
+        [new] = plain([prompt_tokens(bare.tokenizer, text, 128).input_ids], 5)
         assert reply.text == str(bare.tokenizer.decode(new, skip_special_tokens=True)).strip()
     another = lorachains.load(str(folder), base=base(), threshold=1.0, fallback="free")
     assert {answered.replies[0].adapter for answered in another.generate(TEXTS, 2)} == {"free"}

@@ -47,7 +47,7 @@ def alone(folder: Path, text: str, most: int) -> str:
     """What one adapter answers."""
     own = base()
     routing = attach_adapter(own, folder).routing
-    [new] = generator(own, routing, graphs=False)([prompt_tokens(own.tokenizer, text, 128)], most)
+    [new] = generator(own, routing, graphs=False)([prompt_tokens(own.tokenizer, text, 128).input_ids], most)
     return str(own.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
@@ -55,7 +55,7 @@ def alone(folder: Path, text: str, most: int) -> str:
 def test_the_route_is_what_the_routers_say(decision: str, runs: Path) -> None:
     own = base()
     mixture, _ = attach_mixture(own, runs / "moa" / "adapters", decision)  # soft: later blocks read other states
-    logits = mixture.logits([prompt_tokens(own.tokenizer, text, 128) for text in TEXTS])
+    logits = mixture.logits([prompt_tokens(own.tokenizer, text, 128).input_ids for text in TEXTS])
     for i, choice in enumerate(loaded(runs / "moa", decision=decision).select(TEXTS, batch_size=2)):
         assert choice.route is not None
         assert choice.route.decision == decision
@@ -82,7 +82,7 @@ def test_where_blocks_decide_the_mixture_answers(decision: str, runs: Path) -> N
     continue_ = generator(own, mixture.chain.routing, graphs=False)
     answerer = loaded(runs / "moa", decision=decision)
     for text, found in zip(TEXTS, answerer.generate(TEXTS, 6, batch_size=2), strict=True):
-        prompt = prompt_tokens(own.tokenizer, text, 128)
+        prompt = prompt_tokens(own.tokenizer, text, 128).input_ids
         [new] = mixture.generate(continue_, [prompt], 6, mixture.logits([prompt]))
         [reply] = found.replies
         assert reply.text == str(own.tokenizer.decode(new, skip_special_tokens=True)).strip()
@@ -96,7 +96,7 @@ def test_a_mixture_by_token_answers_as_it_reads(runs: Path) -> None:
     mixture, about = attach_mixture(own, runs / "moe_lora" / "adapters")
     assert about.by_token
     for text, found in zip(TEXTS, loaded(runs / "moe_lora").generate(TEXTS, 4), strict=True):
-        tokens = prompt_tokens(own.tokenizer, text, 128)
+        tokens = prompt_tokens(own.tokenizer, text, 128).input_ids
         start = len(tokens)
         for _ in range(4):
             with mixture.by_token(), torch.no_grad():

@@ -122,4 +122,4 @@ def test_a_request_is_put_as_in_training(train: Train) -> None:
     rows = [{"instruction": f"say {i}", "output": str(i)} for i in range(20)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert train("data=instructions", "data.path=rows.jsonl", "data.template=plain", "hydra.run.dir=run").code == 0
-    assert lorachains.load("run").template == "{instruction}\n"
+    assert lorachains.load("run").prompts.template == "{instruction}\n"

@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_file_is_told(change: dict[str, object], says: str,
         read(file, "smoke")
 
 
-@pytest.mark.parametrize(("name", "size", "says"), [("cola", "small", "choose all or some of chain-of-lora-table1"),
+@pytest.mark.parametrize(("name", "size", "says"), [("cola", "small", "choose all or some of chain-of-lora-activated"),
                                                     ("cola-table1", "big", "choose paper, small, smoke")])  # fmt: skip
 def test_unknown_names(name: str, size: str, says: str) -> None:
     with pytest.raises(LorachainsError, match=says):

@@ -2,7 +2,7 @@
 
 All adapters are in one bank, so that rows of different experts share each forward pass. `resident` keeps one in memory
 instead, as the paper does: the selector is replaced by an expert, read from disk, as soon as it has selected. Both give
-the same text.
+the same text. Where adapters are activated behind the request, the base reads it once for all of them (`Prefill`).
 """
 
 import time
@@ -16,18 +16,20 @@ from torch import Tensor
 
 from lorachains.answering.folder import BASE, ChainFile
 from lorachains.answering.generated import generated_names
+from lorachains.answering.prompts import ActivatedPrompts, ChainPrompts, Prompts
 from lorachains.answering.replies import Answered, Choice, Reply, answering, best_first
 from lorachains.answering.selectors import Selector, choices
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.chain import Chain
-from lorachains.data.selector import INSTRUCTION, SELECTOR
-from lorachains.data.tokens import padding_token, prompt_tokens
+from lorachains.data.selector import SELECTOR
+from lorachains.data.tokens import padding_token
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generator
 from lorachains.generation import Sampling
 from lorachains.models import LanguageModel
 from lorachains.packing import hard_route, packs
-from lorachains.routing import Routing
+from lorachains.prefill import Prefill, continues
+from lorachains.routing import HardRoute, Routing
 from lorachains.scoring import answer_losses
 from lorachains.transfer import load_adapter
 
@@ -39,24 +41,31 @@ class Answerer:
         base: its layers have the chain's banks.
         chain: has an adapter for each of `folders`, and one of nothing; just one if `resident`.
         folders: the adapters' folders by name.
+        prompts: what the adapters read; those of a chain, if it selects.
         settings: of a chain that selects; `None` for a run of one adapter, or of none.
         resident: whether one adapter at a time is in memory.
         selector: who selects in place of the chain's own adapter.
-        template: how a user's request becomes a prompt, with INSTRUCTION in its place; a chain's own if it has one.
         graphs: whether decode steps may be replayed as CUDA graphs.
+
+    Attributes:
+        reuses: whether activated adapters go on from one reading of an instruction; false where the architecture can't,
+            if `resident`, or if another selects. They give the same text without.
     """
 
     def __init__(
-        self, base: LanguageModel, chain: Chain | None, folders: dict[str, Path], settings: ChainFile | None,
-        max_length: int, stop: str | None = None, resident: bool = False, selector: Selector | None = None,
-        template: str = INSTRUCTION, graphs: bool = True,
+        self, base: LanguageModel, chain: Chain | None, folders: dict[str, Path], prompts: Prompts,
+        settings: ChainFile | None = None, stop: str | None = None, resident: bool = False,
+        selector: Selector | None = None, graphs: bool = True,
     ):  # fmt: skip
-        self.base, self.chain, self.folders, self.settings = base, chain, folders, settings
-        self.max_length, self.stop, self.resident, self.selector = max_length, stop, resident, selector
-        self.template = settings.template if settings else template
+        self.base, self.chain, self.folders, self.prompts = base, chain, folders, prompts
+        self.settings, self.stop, self.resident, self.selector = settings, stop, resident, selector
         self._names, self._loaded = [*folders, BASE], BASE
         routing = chain.routing if chain else Routing()
         self._generator = generator(base, routing, graphs and base.model.device.type == "cuda", stop)
+        self._banks = list(chain.banks.values()) if chain else []
+        activated = settings is not None and isinstance(prompts, ActivatedPrompts)
+        alone = not resident and selector is None
+        self.reuses = activated and alone and continues(base.model, self._banks)
 
     # -- what users call -----------------------------------------------------------------------------------------------
 
@@ -72,7 +81,7 @@ class Answerer:
             return self.selector.select(texts, k, batch_size)
         if self.settings is None:
             return [Choice(self._names[0])] * len(texts)
-        return [choice for some in parts(texts, batch_size) for choice in self._select(some, k, self.settings)]
+        return [choice for some in parts(texts, batch_size) for choice in self._select(some, k, self.settings)[0]]
 
     def generate(
         self, texts: Sequence[str], max_new_tokens: int = 64, k: int = 1, batch_size: int = 16,
@@ -87,63 +96,99 @@ class Answerer:
             batch_size: answers of a forward pass.
             sampling: with a seed for each text; greedy by default.
         """
-        choices = self.select(texts, k, batch_size)
-        asked = [(row, name) for row, choice in enumerate(choices) for name in answering(choice, k)]
+        if self.resident:
+            return self._generate(texts, max_new_tokens, k, batch_size, sampling)
+        found: list[Answered] = []
+        for some in parts(range(len(texts)), batch_size):
+            seeds = sampling and replace(sampling, seeds=[sampling.seeds[i] for i in some])
+            found += self._generate([texts[i] for i in some], max_new_tokens, k, batch_size, seeds)
+        return found
+
+    def _generate(
+        self, texts: Sequence[str], max_new_tokens: int, k: int, batch_size: int, sampling: Sampling | None
+    ) -> list[Answered]:
+        read: Prefill | None = None
+        if self.reuses and self.settings:
+            chosen, read = self._select(texts, k, self.settings)
+        else:
+            chosen = self.select(texts, k, batch_size)
+        asked = [(row, name) for row, choice in enumerate(chosen) for name in answering(choice, k)]
         order = sorted(range(len(asked)), key=lambda i: asked[i][1]) if self.resident else list(range(len(asked)))
         replies: dict[int, Reply] = {}
         for part in parts(order, batch_size):
             seeds = None if sampling is None else replace(sampling, seeds=[sampling.seeds[asked[i][0]] for i in part])
-            prompts = [self._prompt(texts[asked[i][0]]) for i in part]
-            told = self._answer(prompts, [asked[i][1] for i in part], max_new_tokens, seeds, score=k > 1)
+            names, rows = [asked[i][1] for i in part], [asked[i][0] for i in part]
+            prompts = [self._prompt(texts[row], name) for row, name in zip(rows, names, strict=True)]
+            told = self._answer(prompts, names, max_new_tokens, seeds, k > 1, read and read.of(rows))
             replies |= zip(part, told, strict=True)
         found: list[list[Reply]] = [[] for _ in texts]
         for i, (row, _) in enumerate(asked):
             found[row].append(replies[i])
-        return [Answered(choice, best_first(choice, own)) for choice, own in zip(choices, found, strict=True)]
+        return [Answered(choice, best_first(choice, own)) for choice, own in zip(chosen, found, strict=True)]
 
     # -- selecting -----------------------------------------------------------------------------------------------------
 
-    def _select(self, texts: Sequence[str], k: int, settings: ChainFile) -> list[Choice]:
-        start, instructions = time.perf_counter(), [settings.template.replace(INSTRUCTION, text) for text in texts]
+    def _select(self, texts: Sequence[str], k: int, settings: ChainFile) -> tuple[list[Choice], Prefill | None]:
+        """The choices, and what was read for all adapters, if it was."""
+        start, instructions = time.perf_counter(), [self.prompts.instruction(text) for text in texts]
+        read = self._read(instructions)
         if settings.selection == "generate":
-            adapter = self._adapters([SELECTOR])[0]
-            question = settings.question
-            asked = [question.about(instruction) for instruction in instructions]
-            names = generated_names(self._generator, self.base.tokenizer, question, asked, adapter, self.max_length)
+            adapter, asking = self._adapters([SELECTOR])[0], [self._asked.asking(text) for text in instructions]
+            names = generated_names(self._generator, self.base.tokenizer, settings.question, asking, adapter, read)
             chosen = [Choice(name or settings.fallback, (name,) if name else ()) for name in names]
         else:
-            chosen = choices(self.scores(instructions), k, settings)
+            chosen = choices(self.scores(instructions, read), k, settings)
         seconds = time.perf_counter() - start
-        return [replace(choice, seconds=seconds) for choice in chosen]
+        return [replace(choice, seconds=seconds) for choice in chosen], read
+
+    @property
+    def _asked(self) -> ChainPrompts:
+        assert isinstance(self.prompts, ChainPrompts)
+        return self.prompts
 
     @torch.no_grad()
-    def scores(self, instructions: Sequence[str]) -> Float[Tensor, "rows tasks"]:
-        """The log-likelihood (nats) of each task's name as the selector's answer. The prompt is read once for all."""
-        assert self.settings is not None
-        question = self.settings.question
-        texts = [t for i in instructions for t in question.texts(self.base.tokenizer, i, self.max_length)]
+    def scores(self, instructions: Sequence[str], read: Prefill | None = None) -> Float[Tensor, "rows tasks"]:
+        """The log-likelihood (nats) of each task's name as the selector's answer. The prompt is read once for all.
+
+        Args:
+            read: what was read of the instructions' shared parts, if it was.
+        """
+        read = read or self._read(instructions)
+        if read and self.chain and isinstance(self.prompts, ActivatedPrompts):
+            self.chain.route = HardRoute(torch.tensor(self._adapters([SELECTOR]), device=self.base.model.device))
+            return read.log_likelihoods(self.prompts.names).double().cpu()
+        texts = [text for instruction in instructions for text in self._asked.named(instruction)]
         means = self._likelihoods(texts, [SELECTOR] * len(texts))
         totals = [mean * len(text.answer) for mean, text in zip(means, texts, strict=True)]
         return torch.tensor(totals, dtype=torch.float64).view(len(instructions), -1)
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
-    def _prompt(self, text: str) -> list[int]:
-        return prompt_tokens(self.base.tokenizer, self.template.replace(INSTRUCTION, text), self.max_length)
+    def _read(self, instructions: Sequence[str]) -> Prefill | None:
+        """What the base reads for all adapters."""
+        if not (self.reuses and isinstance(self.prompts, ActivatedPrompts)):
+            return None
+        return Prefill(self.base.model, self._banks, [self.prompts.shared(text) for text in instructions])
+
+    def _prompt(self, text: str, adapter: str) -> Tokens:
+        return self.prompts.answered_by(adapter, self.prompts.instruction(text))
 
     def _answer(
-        self, prompts: list[list[int]], names: list[str], most: int, sampling: Sampling | None, score: bool
-    ) -> list[Reply]:
+        self, prompts: list[Tokens], names: list[str], most: int, sampling: Sampling | None, score: bool,
+        read: Prefill | None,
+    ) -> list[Reply]:  # fmt: skip
         """Each prompt's reply by its own adapter."""
-        if self.resident and len(set(names)) > 1:
-            replies: list[Reply] = []
-            for name in dict.fromkeys(names):  # side by side
-                own = [i for i, other in enumerate(names) if other == name]
+        kinds = [name if self.resident else prompt.start > 0 for name, prompt in zip(names, prompts, strict=True)]
+        if len(set(kinds)) > 1:
+            replies: dict[int, Reply] = {}
+            for kind in dict.fromkeys(kinds):
+                own = [i for i, other in enumerate(kinds) if other == kind]
                 seeds = sampling and replace(sampling, seeds=[sampling.seeds[i] for i in own])
-                replies += self._answer([prompts[i] for i in own], [name] * len(own), most, seeds, score)
-            return replies
+                some = ([prompts[i] for i in own], [names[i] for i in own], most, seeds, score, read and read.of(own))
+                replies |= zip(own, self._answer(*some), strict=True)
+            return [replies[i] for i in range(len(prompts))]
         start = time.perf_counter()
-        new = self._continued(prompts, names, most, sampling)
+        new = self._continued(prompts, names, most, sampling, read)
         seconds = time.perf_counter() - start
         likelihoods: list[float | None] = [None] * len(new)
         if score:
@@ -156,23 +201,25 @@ class Answerer:
         return [Reply(name, text, len(tokens), seconds, likely) for name, text, tokens, likely in told]
 
     def _continued(
-        self, prompts: list[list[int]], names: Sequence[str], most: int, sampling: Sampling | None
+        self, prompts: list[Tokens], names: Sequence[str], most: int, sampling: Sampling | None, read: Prefill | None
     ) -> list[list[int]]:
         """Each prompt's new tokens by its own adapter."""
         adapters = self._adapters(names)
         owners = torch.tensor(adapters) if self._several else None
-        return self._generator(prompts, most, owners, sampling)
+        starts = [prompt.start for prompt in prompts] if prompts[0].start else None
+        return self._generator([prompt.input_ids for prompt in prompts], most, owners, sampling,
+                               starts=starts, prefill=read if starts else None)  # fmt: skip
 
     @torch.no_grad()
     def _likelihoods(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[float]:
         """The mean log-likelihood (nats) of each text's answer tokens, by its own adapter."""
         adapters, model = self._adapters(names), self.base.model
-        experts = self.chain.experts if self.chain else 1
-        batch: TokenBatch = pack(
-            texts, adapters if self._several else None, padding_token(self.base.tokenizer), experts, packs(model)
-        ).to(model.device)
+        served = sorted(set(adapters))  # each takes a block at least
+        owners = [served.index(adapter) for adapter in adapters] if len(served) > 1 else None
+        batch: TokenBatch = pack(texts, owners, padding_token(self.base.tokenizer), len(served), packs(model))
+        batch = batch.to(model.device)
         if self.chain:
-            self.chain.route = hard_route(model, batch)
+            self.chain.route = hard_route(model, batch, served if self._several else None)
         return (-candidate_losses(batch, answer_losses(model, batch))).tolist()
 
     # -- adapters ------------------------------------------------------------------------------------------------------
@@ -195,12 +242,12 @@ class Answerer:
             for bank in chain.banks.values():
                 bank.lora_B.data.zero_()
         else:
-            load_adapter(chain, self.folders[name])
+            load_adapter(chain, self.folders[name], activated=True)
         self._loaded = name
 
 
-def _answered(prompt: list[int], new: list[int]) -> Tokens:
-    return Tokens(prompt + new, [IGNORED] * len(prompt) + new)
+def _answered(prompt: Tokens, new: list[int]) -> Tokens:
+    return Tokens(prompt.input_ids + new, [IGNORED] * len(prompt.input_ids) + new, start=prompt.start)
 
 
 def parts(items: Sequence, size: int) -> list[Sequence]:  # type: ignore[type-arg]

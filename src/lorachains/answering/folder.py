@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from lorachains.data.selector import SELECTOR, Question
 from lorachains.errors import LorachainsError
+from lorachains.peft_format import read_config
 
 FILE = "chain.json"
 SELECTOR_FILE = "selector.json"
@@ -62,12 +63,14 @@ class ChainFile(SelectorFile):
         threshold: the least probability of a task that is to be trusted; below it the fallback answers.
         fallback: who answers where no task is found: BASE or a task.
         stop: what ends an answer; `None` for the end-of-sequence token alone.
+        activated: which adapters serve only what is behind the request (see `activation`).
     """
 
     selection: str
     threshold: float
     fallback: str
     stop: str | None
+    activated: str = "none"
 
 
 File = TypeVar("File", bound=SelectorFile)
@@ -85,6 +88,17 @@ def check_settings(selection: str, threshold: float, fallback: str, tasks: Seque
         raise LorachainsError(f"{section}fallback is {fallback!r}: choose {BASE} or one of {', '.join(tasks)}")
     if reserved := {SELECTOR, BASE} & set(tasks):
         raise LorachainsError(f"data.tasks has {reserved.pop()!r}, which names another adapter here: rename it")
+
+
+def check_invoked(folder: Path, expected: Sequence[int] | None, setting: str) -> None:
+    """Raises `LorachainsError` where a saved adapter isn't activated by these tokens (`None`: not activated at all)."""
+    found = read_config(folder).alora_invocation_tokens
+    if found != (None if expected is None else list(expected)):
+        was, needed = (f"activated by the tokens {t}" if t else "not activated" for t in (found, expected))
+        raise LorachainsError(
+            f"{folder} is {was}, with {setting} it has to be {needed}: give the setting and the prompts with which it "
+            "was trained"
+        )
 
 
 def read_chain(folder: Path) -> ChainFile:

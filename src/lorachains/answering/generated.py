@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lorachains.batch import Tokens
 from lorachains.data.selector import Question
-from lorachains.data.tokens import prompt_tokens
 from lorachains.generation import Generator
+from lorachains.prefill import Prefill
 from lorachains.selection.kmp import Names
 from lorachains.selection.stream import StreamMatcher
 
@@ -20,22 +21,26 @@ SLACK = 8
 
 
 def generated_names(
-    generator: Generator, tokenizer: PreTrainedTokenizerBase, question: Question, asked: Sequence[str],
-    adapter: int, max_length: int,
+    generator: Generator, tokenizer: PreTrainedTokenizerBase, question: Question, prompts: Sequence[Tokens],
+    adapter: int, prefill: Prefill | None = None,
 ) -> list[str | None]:  # fmt: skip
-    """The task that the selector's text names, of each of its prompts; `None` where it names none.
+    """The task that the selector's text names behind each prompt; `None` where it names none.
 
     Args:
-        asked: the prompts, as the question makes them of instructions.
+        prompts: the selector's, see `Prompts.asking`.
         adapter: the selector's.
-        max_length: tokens of a prompt; a longer one loses its beginning.
+        prefill: see `Generator`.
     """
     task_of = {name.strip(): task for task, name in question.names.items()}
     names = Names(list(task_of))
-    matchers = [StreamMatcher(names, tokenizer) for _ in asked]
+    matchers = [StreamMatcher(names, tokenizer) for _ in prompts]
     longest = max(len(tokenizer.encode(answer, add_special_tokens=False)) for answer in question.answers)
-    prompts = [prompt_tokens(tokenizer, text, max_length) for text in asked]
+    starts = [prompt.start for prompt in prompts]
     owners = torch.full((len(prompts),), adapter) if generator.banks and len(generator.banks[0].lora_A) > 1 else None
-    generator(prompts, longest + SLACK, owners, until=lambda row, token: matchers[row].push(token) is not None)
+    generator(
+        [prompt.input_ids for prompt in prompts], longest + SLACK, owners,
+        until=lambda row, token: matchers[row].push(token) is not None,
+        starts=starts if any(starts) else None, prefill=prefill,
+    )  # fmt: skip
     matches = [matcher.finish() for matcher in matchers]
     return [None if match is None else task_of[match.name] for match in matches]

@@ -1,5 +1,6 @@
 """A run's folder as something that answers."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,27 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lorachains.answering.engine import Answerer
-from lorachains.answering.folder import FILE, SELECTOR_FILE, ChainFile, check_settings, read_chain, read_selector
+from lorachains.answering.folder import (
+    FILE,
+    SELECTOR_FILE,
+    ChainFile,
+    check_invoked,
+    check_settings,
+    read_chain,
+    read_selector,
+)
 from lorachains.answering.mixtures import MixtureAnswerer
+from lorachains.answering.prompts import ChainPrompts, Prompts, prompts_of
 from lorachains.answering.selectors import Classifier, Selector
 from lorachains.chain import Chain
 from lorachains.data import templates
+from lorachains.data.activation import invocation
 from lorachains.data.selector import INSTRUCTION, SELECTOR
 from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
 from lorachains.mixture_format import ABOUT, read_routers
 from lorachains.models import LanguageModel, fingerprint
-from lorachains.peft_format import CONFIG, check_base, read_config
+from lorachains.peft_format import CONFIG, check_base, read_config, refuse_activated
 from lorachains.run_folder import RunFolder
 from lorachains.transfer import load_adapter
 
@@ -78,8 +89,10 @@ def _chain(
     folders, other = {name: run.adapters / name for name in [SELECTOR, *settings.tasks]}, None
     if selector is not None:
         settings, folders, other = _with_selector(RunFolder(Path(selector)), settings, folders)
+    _check_invoked(base, folders, settings)
     chain = _bank(base, folders, resident)
-    return Answerer(base, chain, folders, settings, settings.max_length, settings.stop, resident, other)
+    prompts = prompts_of(base.tokenizer, settings)
+    return Answerer(base, chain, folders, prompts, settings, settings.stop, resident, other)
 
 
 def _with_selector(
@@ -99,19 +112,25 @@ def _with_selector(
             f"{run.path} selects among {', '.join(own.names)}, but the chain's tasks are {', '.join(settings.tasks)}: "
             "give a selector that was trained on the same data.tasks"
         )
-    beside = replace(settings, **vars(own))
+    beside = replace(settings, activated="none", **vars(own))
     if run.classifier.is_dir():
         return settings, folders, Classifier(run.classifier, beside, _device())
     if run.model.is_dir():
         base = instantiate(_own_model(run, run.read_config()))
         base.model.eval().to(_device())
-        return settings, folders, Answerer(base, None, {}, beside, beside.max_length)
+        return settings, folders, Answerer(base, None, {}, prompts_of(base.tokenizer, beside), beside)
     if (own.template, own.max_length) != (settings.template, settings.max_length):
         raise LorachainsError(
             f"{run.path} was trained with another data.template or data.max_length than the chain, beside whose "
             "experts its LoRA is to be: train it with the chain's"
         )
     return replace(settings, names=own.names, task_prompt=own.task_prompt), folders | {SELECTOR: run.adapter}, None
+
+
+def _check_invoked(base: LanguageModel, folders: Mapping[str, Path], settings: ChainFile) -> None:
+    for name, folder in folders.items():
+        tokens = invocation(base.tokenizer, settings.activated, settings.template, settings.question, name)
+        check_invoked(folder, tokens, f"{FILE}'s activated={settings.activated}")
 
 
 def _of_one(base: LanguageModel, run: RunFolder, adapters: Path, config: Any, expert: str | None) -> Answerer:
@@ -127,19 +146,27 @@ def _of_one(base: LanguageModel, run: RunFolder, adapters: Path, config: Any, ex
     folders = {expert: adapters / expert} if expert is not None else {}
     if not there and run.adapter.is_dir():
         folders = {"adapter": run.adapter}
-    template, max_length, stop = _manners(base, run, adapters, config)
+    prompts, stop = _manners(base, run, adapters, config)
+    if isinstance(prompts, ChainPrompts):
+        _check_invoked(base, folders, prompts.settings)
+    else:
+        for folder in folders.values():
+            refuse_activated(folder, read_config(folder))
     chain = _bank(base, folders, False) if folders else None
-    return Answerer(base, chain, folders, None, max_length, stop, template=template)
+    return Answerer(base, chain, folders, prompts, stop=stop)
 
 
-def _manners(base: LanguageModel, run: RunFolder, adapters: Path, config: Any) -> tuple[str, int, str | None]:
-    """How requests were put to a run's adapters: template, longest prompt, and what ends an answer."""
-    if (run.path / FILE).is_file() or (adapters / ABOUT).is_file():
-        said = read_chain(run.path) if (run.path / FILE).is_file() else read_routers(adapters)[0]
-        return said.template, said.max_length, said.stop
+def _manners(base: LanguageModel, run: RunFolder, adapters: Path, config: Any) -> tuple[Prompts, str | None]:
+    """How requests were put to a run's adapters, and what ends an answer."""
+    if (run.path / FILE).is_file():
+        settings = read_chain(run.path)
+        return prompts_of(base.tokenizer, settings), settings.stop
+    if (adapters / ABOUT).is_file():
+        about = read_routers(adapters)[0]
+        return Prompts(base.tokenizer, about.template, about.max_length), about.stop
     named = config.data.get("template")  # of instruction sets
     template = templates.template(named, base.tokenizer)(INSTRUCTION) if named else INSTRUCTION
-    return template, config.data.max_length, None
+    return Prompts(base.tokenizer, template, config.data.max_length), None
 
 
 def _own_model(run: RunFolder, config: Any) -> Any:
@@ -161,6 +188,7 @@ def _bank(base: LanguageModel, folders: dict[str, Path], resident: bool) -> Chai
     for path, config in zip(folders.values(), configs, strict=True):
         check_base(path, base.name, known)
         config.init_lora_weights = True  # the weights are loaded
+        config.alora_invocation_tokens = None  # and routes activate them
         if resident and scaling(config, config.r) != scaling(configs[0], configs[0].r):
             raise LorachainsError(f"{path} has another scaling than the selector: resident=true swaps weights alone")
     if resident:
@@ -168,5 +196,5 @@ def _bank(base: LanguageModel, folders: dict[str, Path], resident: bool) -> Chai
     several = len(folders) > 1
     chain = Chain(base.model, [*configs, configs[0]] if several else configs, range(len(configs) + several))
     for expert, path in enumerate(folders.values()):
-        load_adapter(chain, path, expert)
+        load_adapter(chain, path, expert, activated=True)
     return chain

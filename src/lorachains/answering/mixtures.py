@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 
 from lorachains.answering.engine import Answerer, parts
+from lorachains.answering.prompts import Prompts
 from lorachains.answering.replies import Choice, Route
+from lorachains.batch import Tokens
 from lorachains.data.tokens import padding_token
 from lorachains.decisions import one_expert
 from lorachains.errors import LorachainsError
 from lorachains.generation import Sampling
 from lorachains.mixture_format import attach_mixture
 from lorachains.models import LanguageModel
+from lorachains.prefill import Prefill
 
 MIXTURE = "mixture"
 """Who answers where all experts do."""
@@ -44,8 +47,8 @@ class MixtureAnswerer(Answerer):
         folders = {name: folder / name for name in self.about.names}
         about = self.about
         super().__init__(
-            base, self.mixture.chain, folders, None, about.max_length, about.stop, template=about.template,
-            graphs=self.alone,  # blocks' own routes are others for each batch
+            base, self.mixture.chain, folders, Prompts(base.tokenizer, about.template, about.max_length),
+            stop=about.stop, graphs=self.alone,  # blocks' own routes are others for each batch
         )  # fmt: skip
 
     def select(self, texts: Sequence[str], k: int = 1, batch_size: int = 16) -> list[Choice]:
@@ -62,7 +65,8 @@ class MixtureAnswerer(Answerer):
 
     def _routed(self, texts: Sequence[str], k: int) -> list[Choice]:
         start, names = time.perf_counter(), self.about.names
-        logits = self.mixture.logits([self._prompt(text) for text in texts], padding_token(self.base.tokenizer))
+        prompts = [self._prompt(text, MIXTURE).input_ids for text in texts]
+        logits = self.mixture.logits(prompts, padding_token(self.base.tokenizer))
         voted = one_expert(logits, "vote", self.mixture.voters).tolist()
         experts, blocks = self.mixture.experts(logits).tolist(), logits.argmax(-1).T.tolist()
         shares, found = logits.softmax(-1).mean(0).tolist(), list[Choice]()
@@ -76,13 +80,14 @@ class MixtureAnswerer(Answerer):
         return [replace(choice, seconds=seconds) for choice in found]
 
     def _continued(
-        self, prompts: list[list[int]], names: Sequence[str], most: int, sampling: Sampling | None
+        self, prompts: list[Tokens], names: Sequence[str], most: int, sampling: Sampling | None, read: Prefill | None
     ) -> list[list[int]]:
         if self.alone:
-            return super()._continued(prompts, names, most, sampling)
+            return super()._continued(prompts, names, most, sampling, read)
+        ids = [prompt.input_ids for prompt in prompts]
         if self.about.by_token:
             with self.mixture.by_token():
-                return self._generator(prompts, most, sampling=sampling)
+                return self._generator(ids, most, sampling=sampling)
         # Routed once more: what blocks decide isn't kept between the two phases.
-        logits = self.mixture.logits(prompts, padding_token(self.base.tokenizer))
-        return self.mixture.generate(self._generator, prompts, most, logits, sampling)
+        logits = self.mixture.logits(ids, padding_token(self.base.tokenizer))
+        return self.mixture.generate(self._generator, ids, most, logits, sampling)

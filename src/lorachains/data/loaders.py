@@ -136,7 +136,7 @@ class Loaders:
     def _eval_batch(self, rows: list[tuple[int, Encoded]], idle: list[tuple[int, Encoded]]) -> EvalBatch:
         """The rows' batch; without rows one that keeps the process busy, and answers nothing."""
         batch = collate_eval(rows or idle, self.serving, self._pad(), share=not self.by_length)
-        return batch if rows else EvalBatch([], [], batch.scored, batch.prompts, batch.adapters)
+        return batch if rows else EvalBatch([], [], batch.scored, batch.prompts, batch.adapters, batch.starts)
 
     def _batches(self, split: str) -> Iterator[list[tuple[int, int]]]:
         """Runs with the same rows go through them together."""

@@ -9,7 +9,7 @@ what an instruction says of its task is then no evidence, and what it asks for d
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -60,9 +60,11 @@ class Question:
         """What can follow the prompt, in the tasks' order."""
         return tuple(f" {name.strip()}" for name in self.names.values())
 
-    def texts(self, tokenizer: PreTrainedTokenizerBase, instruction: str, max_length: int) -> list[Tokens]:
+    def texts(
+        self, tokenizer: PreTrainedTokenizerBase, instruction: str, max_length: int, shared: int = 0
+    ) -> list[Tokens]:
         """The prompt with each answer, closed by the end-of-sequence token: no name is the beginning of another."""
-        example = Example(SELECTOR, self.about(instruction), "", SELECTOR)
+        example = Example(SELECTOR, self.about(instruction), "", SELECTOR, shared=shared)
         asked = [replace(example, answer=answer) for answer in self.answers]
         return [row.choices[0] for row in encode_train(tokenizer, asked, 0, max_length)]
 
@@ -119,24 +121,29 @@ def selector_rows(
     question: Question,
     max_length: int,
     decoys: Decoys | None = None,
+    shared: Callable[[str], int] = lambda _: 0,
 ) -> list[Encoded]:
     """The selector's row of each row of any task, for the bank's adapter 0.
 
     Args:
         rows: whose `task` is an index of the question's names.
         decoys: of training rows, which end in the right name; other rows have all names to choose from.
+        shared: how much of an instruction the base alone reads, see `Example`; nothing by default.
     """
     answers = question.answers
     asked_of = [row.example.prompt for row in rows]
     if decoys:
         asked_of = [decoys.of(row.example, question) for row in rows]
     examples = [
-        Example(SELECTOR, question.about(asked), answers[row.task], row.example.source)
+        Example(SELECTOR, question.about(asked), answers[row.task], row.example.source, shared=shared(asked))
         for row, asked in zip(rows, asked_of, strict=True)
     ]
     if decoys:
         return encode_train(tokenizer, examples, 0, max_length)
     return [
-        Encoded(replace(asked, candidates=answers), 0, question.texts(tokenizer, row.example.prompt, max_length))
+        Encoded(
+            replace(asked, candidates=answers), 0,
+            question.texts(tokenizer, row.example.prompt, max_length, asked.shared),
+        )
         for row, asked in zip(rows, examples, strict=True)
-    ]
+    ]  # fmt: skip

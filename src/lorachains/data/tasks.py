@@ -18,6 +18,8 @@ class Example:
         references: the accepted answers; only `answer` where none are given.
         passage: what it asks about; examples that share one are in one split. "" for nothing but the prompt.
         letters: of the right options, where it is an exam question, whose answer is more than these; else "".
+        shared: how many of the prompt's characters the base alone reads, before an adapter is activated (see
+            `activation`). They are tokenised apart from what follows.
     """
 
     task: str
@@ -28,6 +30,7 @@ class Example:
     references: tuple[str, ...] = ()
     passage: str = ""
     letters: str = ""
+    shared: int = 0
 
     def __post_init__(self) -> None:
         if not self.references:

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64
-from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.data.tasks import Example
+from lorachains.data.texts import Text, read
 from lorachains.errors import LorachainsError
 
 
@@ -49,22 +49,24 @@ class EvalBatch:
         scored: the candidates of all examples, example by example; for a free answer the gold one alone.
         prompts: the prompts without an answer, to generate from; empty where the examples have candidates.
         adapters: each prompt's; `None` if the bank has one.
+        starts: each prompt's first token that its adapter serves; `None` if they serve all tokens.
     """
 
     def __init__(
         self, runs: list[int], rows: list[Encoded], scored: TokenBatch, prompts: list[list[int]],
-        adapters: Int64[Tensor, " prompts"] | None,
+        adapters: Int64[Tensor, " prompts"] | None, starts: list[int] | None = None,
     ) -> None:  # fmt: skip
         self.runs = runs
         self.rows = rows
         self.scored = scored
         self.prompts = prompts
         self.adapters = adapters
+        self.starts = starts
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "EvalBatch":
         """The batch on another device; Lightning calls it."""
         adapters = None if self.adapters is None else self.adapters.to(device, **kwargs)
-        return EvalBatch(self.runs, self.rows, self.scored.to(device, **kwargs), self.prompts, adapters)
+        return EvalBatch(self.runs, self.rows, self.scored.to(device, **kwargs), self.prompts, adapters, self.starts)
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,11 @@ def encode_eval(
     return encoded
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int) -> list[int]:
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int, shared: int = 0) -> Tokens:
     """A prompt to generate from, encoded and cut as those of examples are."""
-    [tokens] = _encode(tokenizer, [(Example("", prompt, "", "the prompt"), "")], max_length)
+    [tokens] = _encode(tokenizer, [(Example("", prompt, "", "the prompt", shared=shared), "")], max_length)
     assert tokens is not None
-    return tokens.input_ids
+    return tokens
 
 
 def _encode(
@@ -147,12 +149,10 @@ def _encode(
         raise LorachainsError(
             f"tokenizer {type(tokenizer).__name__} gives no character offsets: use a model with a fast tokenizer"
         )
-    texts = [example.prompt + answer for example, answer in pairs]
-    encodings = tokenizer(texts, return_offsets_mapping=True, verbose=False).encodings
     encoded: list[Tokens | None] = []
-    for (example, answer), encoding in zip(pairs, encodings, strict=True):
+    for (example, answer), text in zip(pairs, read(tokenizer, pairs), strict=True):
         try:
-            encoded.append(_tokens(example, answer, encoding, tokenizer.eos_token_id, max_length))
+            encoded.append(_tokens(example, answer, text, tokenizer.eos_token_id, max_length))
         except AnswerTooLong:
             if not drop:
                 raise
@@ -160,17 +160,13 @@ def _encode(
     return encoded
 
 
-def _tokens(example: Example, answer: str, encoding: Encoding, eos: int | None, max_length: int) -> Tokens:
+def _tokens(example: Example, answer: str, text: Text, eos: int | None, max_length: int) -> Tokens:
     """Marks the answer and cuts the prompt. Raises `AnswerTooLong` where the answer alone is.
 
     A token belongs to the answer if it ends behind the prompt, so one that is merged over the joint does.
     """
-    special = encoding.special_tokens_mask
-    head = special.index(0)  # the tokenizer's own first tokens, such as BOS
-    stop = len(special) - special[::-1].index(0)  # some tokenizers close a text themselves: it ends as its task says
-    ids = encoding.ids[:stop]
-    ends = [end for _, end in encoding.offsets[:stop]]
-    labels = [token if end > len(example.prompt) else IGNORED for token, end in zip(ids, ends, strict=True)]
+    ids, head = text.ids, text.head
+    labels = [token if end > len(example.prompt) else IGNORED for token, end in zip(ids, text.ends, strict=True)]
     if answer and not example.candidates:
         ids, labels = [*ids, _required(eos)], [*labels, _required(eos)]
     n_answer = sum(label != IGNORED for label in labels)
@@ -179,9 +175,11 @@ def _tokens(example: Example, answer: str, encoding: Encoding, eos: int | None, 
             f"{example.source}: the answer has {n_answer} tokens, too many for data.max_length={max_length}: raise it"
         )
     if len(ids) <= max_length:
-        return Tokens(ids, labels)
-    start = len(ids) - (max_length - head)
-    return Tokens(ids[:head] + ids[start:], labels[:head] + labels[start:], cut=True)
+        return Tokens(ids, labels, start=text.start)
+    lost = len(ids) - max_length
+    kept = head + lost
+    start = max(head, text.start - lost) if text.start else 0
+    return Tokens(ids[:head] + ids[kept:], labels[:head] + labels[kept:], True, start)
 
 
 def _required(eos: int | None) -> int:
@@ -223,10 +221,12 @@ def collate_eval(
     owners = serving.adapters([(run, row) for run, row, _ in texts])
     prompted = [(run, row) for run, row in rows if row.prompt is not None]
     adapters = serving.adapters(prompted)
+    starts = [row.prompt.start for _, row in prompted if row.prompt is not None]
     return EvalBatch(
         runs=[run for run, _ in rows],
         rows=[row for _, row in rows],
         scored=pack([text for *_, text in texts], owners, pad, serving.bank, share),
         prompts=[row.prompt.input_ids for _, row in prompted if row.prompt is not None],
         adapters=None if adapters is None else torch.tensor(adapters, dtype=torch.int64),
+        starts=starts if any(starts) else None,
     )

@@ -19,11 +19,13 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorachains.bank import LoraBank
+from lorachains.bank import LoraBank, bare
 from lorachains.errors import LorachainsError
+from lorachains.generation.bounds import Ends, Parts, alike
 from lorachains.generation.lane import HostWatch, Lane, why_no_static_cache
 from lorachains.generation.sampling import Sampling
 from lorachains.generation.serving import Served, serving, total_rank
+from lorachains.prefill import Prefill
 from lorachains.routing import Routing
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class Generator:
         adapter: Int64[Tensor, " rows"] | None = None,
         sampling: Sampling | None = None,
         until: Callable[[int, int], bool] | None = None,
+        starts: Sequence[int] | None = None,
+        prefill: Prefill | None = None,
     ) -> list[list[int]]:
         """Each prompt's new tokens, up to and with the one that ends the text.
 
@@ -72,21 +76,27 @@ class Generator:
             sampling: greedy by default.
             until: is given each new token, as it comes, with its prompt's index, up to the one with which it says that
                 the text is at its end.
+            starts: each prompt's first token that its adapter serves, behind at least one that the base alone reads;
+                by default adapters serve all tokens.
+            prefill: what was read of the prompts up to there, if it was.
 
         Raises:
-            LorachainsError: a prompt is empty or too long, or `adapter` or the seeds don't fit the prompts.
+            LorachainsError: a prompt, or what is before its start, is empty, it is too long, or `adapter` or the seeds
+                don't fit the prompts.
         """
         if not prompts:
             return []
-        self._check(prompts, max_new_tokens, sampling)
-        owners = self._owners(len(prompts), adapter)
-        order = sorted(range(len(prompts)), key=owners.__getitem__) if owners else list(range(len(prompts)))
-        if sampling is not None:
-            sampling = replace(sampling, seeds=[sampling.seeds[row] for row in order])
-        with self._own_stream():
-            ends = _Ends(order, until) if until else None
-            new = self._generate([prompts[row] for row in order], max_new_tokens, sorted(owners), sampling, ends)
-        texts = dict(zip(order, map(self._up_to_eos, new), strict=True))
+        self._check(prompts, max_new_tokens, sampling, starts)
+        owners, texts = self._owners(len(prompts), adapter), dict[int, list[int]]()
+        for rows in alike(prompts, starts):
+            order = sorted(rows, key=owners.__getitem__) if owners else rows
+            ends = Ends(order, until) if until else None
+            parts = Parts([prompts[row] for row in order], starts and [starts[row] for row in order],
+                           prefill and prefill.of(order))  # fmt: skip
+            drawn = sampling and replace(sampling, seeds=[sampling.seeds[row] for row in order])
+            with self._own_stream():
+                new = self._generate(parts, max_new_tokens, sorted(owners[row] for row in rows if owners), drawn, ends)
+            texts |= zip(order, map(self._up_to_eos, new), strict=True)
         return [texts[row] for row in range(len(prompts))]
 
     def clear(self) -> None:
@@ -94,18 +104,20 @@ class Generator:
         self._lanes.clear()
 
     def _generate(
-        self, prompts: list[Sequence[int]], steps: int, owners: list[int], sampling: Sampling | None,
-        ends: "_Ends | None",
-    ) -> list[list[int]]:  # fmt: skip
+        self, prompts: Parts, steps: int, owners: list[int], sampling: Sampling | None, ends: Ends | None
+    ) -> list[list[int]]:
         """All rows' tokens, of equal length. Rows come sorted by their owners, so that these serve whole groups."""
-        size = math.gcd(*Counter(owners).values()) or len(prompts)
-        lane = self._lane(len(prompts), max(map(len, prompts)) + steps, owners[::size], sampling)
+        size = math.gcd(*Counter(owners).values()) or len(prompts.rests)
+        lane = self._lane(len(prompts.rests), prompts.width + steps, owners[::size], sampling)
         graphs = self._captures and bool(lane.served or not self.banks)
         look = _LOOK if lane.token.is_cuda else 1
         taken = 1
         # Layers compiled for training would be compiled anew for these shapes, and for each lane.
         with torch.compiler.set_stance("force_eager"), serving(self.banks, lane.served):
-            lane.begin(prompts, self.pad, sampling, steps)
+            lane.clear()
+            with bare(self.banks):
+                prompts.read_first(lane, self.pad)
+            lane.begin(prompts.rests, self.pad, sampling, steps)
             while not (ends.reached(lane) if ends else not taken % look and lane.done.all()) and taken < steps:
                 self._step(lane, graphs)
                 taken += 1
@@ -156,12 +168,16 @@ class Generator:
             )
         return owners
 
-    def _check(self, prompts: Sequence[Sequence[int]], steps: int, sampling: Sampling | None) -> None:
+    def _check(
+        self, prompts: Sequence[Sequence[int]], steps: int, sampling: Sampling | None, starts: Sequence[int] | None
+    ) -> None:
         if steps < 1:
             raise LorachainsError(f"max_new_tokens={steps}: give at least 1")
         lengths = [len(prompt) for prompt in prompts]
         if 0 in lengths:
             raise LorachainsError(f"prompt {lengths.index(0)} is empty: give it a token to go on from")
+        if starts is not None and not all(min(start, n - 1) > 0 for start, n in zip(starts, lengths, strict=True)):
+            raise LorachainsError("a prompt has nothing before its adapter's activation: give it a token there")
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
         if max(lengths) + steps - 1 > positions:  # the last token is not read
             raise LorachainsError(
@@ -207,31 +223,6 @@ class Generator:
         with torch.cuda.stream(self._stream):
             yield
         caller.wait_stream(self._stream)
-
-
-class _Ends:
-    """Where texts end because the caller says so.
-
-    Args:
-        order: each row's prompt.
-
-    Attributes:
-        at: the number of new tokens of each row that has ended.
-    """
-
-    def __init__(self, order: Sequence[int], until: Callable[[int, int], bool]):
-        self.order, self.until = order, until
-        self.at: dict[int, int] = {}
-        self._taken = 0
-
-    def reached(self, lane: Lane) -> bool:
-        """Shows the newest tokens of the rows that go on; whether none does any more."""
-        self._taken += 1
-        ended: list[bool] = lane.done.tolist()
-        for row, token in enumerate(lane.token.flatten().tolist()):
-            if row not in self.at and (self.until(self.order[row], token) or ended[row]):
-                self.at[row] = self._taken
-        return len(self.at) == len(self.order)
 
 
 def _compute_dtype(model: PreTrainedModel) -> torch.dtype:

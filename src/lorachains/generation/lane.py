@@ -13,6 +13,7 @@ from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from lorachains.generation.sampling import Sampling
 from lorachains.generation.serving import Served
+from lorachains.prefill import Prefill
 
 _WARM_UP = 3  # eager steps before a graph is captured
 _OF_THE_HOST = ("_local_scalar_dense", "nonzero", "lift_fresh")  # `.item()`, boolean indexing, `torch.tensor(…)`
@@ -50,22 +51,43 @@ class Lane:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.eager = self.seen = 0
 
-    def begin(self, prompts: Sequence[Sequence[int]], pad: int, sampling: Sampling | None, steps: int) -> None:
-        """Reads the prompts, padded on the left, and takes each row's first token of at most `steps`."""
-        width = max(map(len, prompts))
-        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+    def clear(self) -> None:
+        """Makes room for other prompts."""
         self._empty_cache()
-        self.sampling, self.seen = sampling, width
-        if sampling is not None:
-            self.uniform[:, :steps] = sampling.uniform(steps).to(self.uniform.device)
+        self.seen = 0
         for tensor in (self.mask, self.column, self.done):
             tensor.zero_()
-        self.mask[:, :width] = mask
+
+    def read(self, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        """Reads prompts, or parts of them behind those that were read, padded on the left."""
+        self._logits(*self._placed(prompts, pad))
+
+    def take(self, prefill: Prefill, lengths: Sequence[int]) -> None:
+        """Takes over what was read of the prompts: so many first tokens of each."""
+        self._placed([[0] * length for length in lengths], 0)
+        assert self.cache is not None
+        for layer, (keys, values) in enumerate(prefill.rows(lengths)):
+            self.cache.update(keys, values, layer)
+
+    def begin(self, prompts: Sequence[Sequence[int]], pad: int, sampling: Sampling | None, steps: int) -> None:
+        """Reads the prompts, or the rest of them, and takes each row's first token of at most `steps`."""
+        self.sampling = sampling
+        if sampling is not None:
+            self.uniform[:, :steps] = sampling.uniform(steps).to(self.uniform.device)
+        ids, positions = self._placed(prompts, pad)
         self.position.copy_(positions[:, -1:])
-        self._next(ids.to(self.token.device), positions.to(self.token.device))
-        self.mask[:, width:] = 1  # what is yet to come is hidden by causality
+        self._next(ids, positions)
+        self.mask[:, self.seen :] = 1  # what is yet to come is hidden by causality
+
+    def _placed(self, parts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+        """Makes the mask show parts of the prompts, one below the other; their tokens and places, `(rows, width)`."""
+        width, begin = max(map(len, parts)), self.seen
+        ids = torch.tensor([[pad] * (width - len(part)) + list(part) for part in parts])
+        shown = torch.tensor([[0] * (width - len(part)) + [1] * len(part) for part in parts])
+        self.seen += width
+        self.mask[:, begin : self.seen] = shown.to(self.mask.device)
+        positions = (self.mask[:, : self.seen].cumsum(1) - 1).clamp(min=0)[:, begin:]
+        return ids.to(self.token.device), positions
 
     def advance(self, graphs: bool) -> None:
         """Takes each row's next token. With `graphs` the first steps are the warm-up, then one is captured."""

@@ -9,15 +9,19 @@ The paper trains "the two separately" (§II-B) and gives no hyper-parameters; th
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from peft import LoraConfig
 
-from lorachains.answering.folder import BASE, ChainFile, check_settings, read_chain
+from lorachains.answering.folder import BASE, ChainFile, check_invoked, check_settings, read_chain
 from lorachains.data import RunsDataModule, TaskDataModule
+from lorachains.data.activation import check_activated, invocation, shared_part
 from lorachains.data.protocol import positive
 from lorachains.data.selector import SELECTOR, Decoys, selector_rows, selector_task
-from lorachains.data.tokens import Encoded
+from lorachains.data.tokens import Encoded, encode_eval, encode_train
 from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
 from lorachains.methods.lora import Lora
@@ -41,7 +45,7 @@ class ChainOfLora(Lora):
         selector_batch_size: rows of the selector's batches; `None` for so many that its epoch has as many batches as
             the longest expert's.
         decoys: the share of the selector's training rows that say what task they are of, at random: see `Decoys`.
-        selection, threshold, fallback: see `ChainFile`.
+        selection, threshold, fallback, activated: see `ChainFile`.
         start: the run folder of a finished chain: its experts are taken over, but for those in `train`.
         train: the tasks whose experts are trained, beside the selector; `None` for those that `start` doesn't have.
         others: see `Lora`.
@@ -54,7 +58,7 @@ class ChainOfLora(Lora):
         self, base: LanguageModel, adapter: LoraConfig | Sequence[LoraConfig], optim: Optim | Sequence[Optim],
         seed: int | Sequence[int], names: Sequence[str], task_prompt: str, task_names: Mapping[str, str] | None = None,
         selector_batch_size: int | None = None, decoys: float = 0.0, select: str = "metric",
-        selection: str = "exact", threshold: float = 0.0, fallback: str = BASE,
+        selection: str = "exact", threshold: float = 0.0, fallback: str = BASE, activated: str = "none",
         start: str | None = None, train: Sequence[str] | None = None, start_from: str | None = None,
         start_links: int | None = None,
     ):  # fmt: skip
@@ -62,12 +66,14 @@ class ChainOfLora(Lora):
         self.question = question_of(names, task_prompt, task_names)
         _check(names, train, start)
         check_settings(selection, threshold, fallback, names, "method.")
+        check_activated(activated, task_prompt)
         if selector_batch_size is not None:
             positive("method.selector_batch_size", selector_batch_size)
         super().__init__(base, adapter, optim, seed, [SELECTOR, *names], select, start_from, start_links)
         self.decoys = decoys
         self.tasks, self.selector_batch_size = list(names), selector_batch_size
         self.selection, self.threshold, self.fallback = selection, float(threshold), fallback
+        self.activated = activated
         self.start = Path(start) if start else None
         self.kept = self._kept(train)
         for expert, name in enumerate(self.names * len(self.seeds)):
@@ -86,7 +92,7 @@ class ChainOfLora(Lora):
 
     def _take_over(self, expert: int, folder: Path) -> None:
         check_base(folder, self.base.name, self._fingerprint)
-        load_adapter(self.chain, folder, expert)
+        load_adapter(self.chain, folder, expert, activated=True)
         saved, config = read_config(folder), self.chain.configs[expert]
         if scaling(saved, saved.r) != scaling(config, config.r):
             raise LorachainsError(
@@ -104,22 +110,40 @@ class ChainOfLora(Lora):
     def _beside(self, run: TaskDataModule) -> TaskDataModule:
         if (tasks := [task.name for task in run.tasks]) != self.tasks:
             raise LorachainsError(f"method.names is {self.tasks}, but the data's tasks are {tasks}: leave it null")
+        invoked = {name: self.invocation_of(name, run) for name in self.names}
+        for name, folder in self.kept.items():
+            check_invoked(folder, invoked[name], f"method.activated={self.activated}")
         rows: dict[str, list[Encoded]] = {}
         for split in ("train", "val", "test"):
             given, train = run.rows(split), split == "train"
             decoys = Decoys(self.decoys, run.template, run.order_seed) if train else None
-            own = selector_rows(run.tokenizer, given, self.question, run.max_length, decoys)
-            experts = [
-                Encoded(row.example, row.task + 1, row.choices, row.prompt)
-                for row in given
-                if not (train and self.tasks[row.task] in self.kept)
-            ]
-            rows[split] = own + experts
+            shared = partial(shared_part, run.template) if self.activated != "none" else lambda _: 0
+            own = selector_rows(run.tokenizer, given, self.question, run.max_length, decoys, shared)
+            trained = [row for row in given if not (train and self.tasks[row.task] in self.kept)]
+            rows[split] = own + [replace(row, task=row.task + 1) for row in self._activated(run, trained, train)]
         counts = [sum(row.task == task for row in rows["train"]) for task in range(len(self.names))]
         longest = max((-(-count // run.batch_size) for count in counts[1:]), default=0)
         selectors = self.selector_batch_size or (-(-counts[0] // longest) if longest else run.batch_size)
         sizes = [selectors] + [run.batch_size] * len(self.tasks)
         return run.with_rows(rows, [selector_task(run.tasks), *run.tasks], sizes)
+
+    def _activated(self, run: TaskDataModule, rows: Sequence[Encoded], train: bool) -> list[Encoded]:
+        """The experts' rows, encoded anew where the base alone is to read the request."""
+        if self.activated != "all":
+            return list(rows)
+        found: list[Encoded] = []
+        for (task, free), some in groupby(rows, lambda row: (row.task, row.prompt is not None)):
+            examples = [replace(r.example, shared=shared_part(run.template, r.example.prompt)) for r in some]
+            told = (run.tokenizer, examples, task, run.max_length, run.long_answers == "drop")
+            found += encode_train(*told) if train else encode_eval(*told, prompts=free)
+        return found
+
+    def invocation(self, expert: int) -> list[int] | None:
+        return self.invocation_of(self.names[expert % len(self.names)], self.data.runs[expert // len(self.names)])
+
+    def invocation_of(self, name: str, run: TaskDataModule) -> list[int] | None:
+        """See `lorachains.data.activation.invocation`."""
+        return invocation(run.tokenizer, self.activated, run.template, self.question, name)
 
     # -- what is kept --------------------------------------------------------------------------------------------------
 
@@ -129,7 +153,7 @@ class ChainOfLora(Lora):
         data = self.data.runs[run]
         settings = ChainFile(
             self.base.name, dict(self.question.names), self.question.prompt, data.template, data.max_length,
-            self.selection, self.threshold, self.fallback, data.tasks[0].stop,
+            self.selection, self.threshold, self.fallback, data.tasks[0].stop, self.activated,
         )  # fmt: skip
         found, confusion = routed_metrics(self, run, settings)
         if writes():

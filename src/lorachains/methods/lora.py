@@ -163,7 +163,11 @@ class Lora(Trained):
 
     def write(self, expert: int, path: Path) -> int:
         """Writes one adapter in PEFT's format; returns its rank."""
-        return save_adapter(self.chain, path, self.base.name, self._fingerprint, expert)
+        return save_adapter(self.chain, path, self.base.name, self._fingerprint, expert, self.invocation(expert))
+
+    def invocation(self, expert: int) -> list[int] | None:
+        """The tokens from which on an adapter serves a text; `None` if it serves all of it."""
+        return None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """The chain's own tensors."""

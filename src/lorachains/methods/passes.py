@@ -100,8 +100,9 @@ class Passes:
         if self._train is not None and isinstance(batch, EvalBatch):
             adapters = None if batch.adapters is None else batch.adapters.to(device)
             return EvalBatch(
-                batch.runs, batch.rows, filled(batch.scored, self.longest).pin_memory(), batch.prompts, adapters
-            )
+                batch.runs, batch.rows, filled(batch.scored, self.longest).pin_memory(), batch.prompts, adapters,
+                batch.starts,
+            )  # fmt: skip
         return batch.to(device)
 
     def train(self, batch: TokenBatch) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
@@ -153,4 +154,5 @@ class Passes:
         """The free answers to a batch's prompts, see `evaluate`."""
         most = self.method.data.runs[0].max_new_tokens
         with torch.autocast(self.method.device.type, enabled=False):
-            return generate(self.generator(), self.method.base.tokenizer, batch.prompts, most, batch.adapters)
+            tokenizer, prompts = self.method.base.tokenizer, batch.prompts
+            return generate(self.generator(), tokenizer, prompts, most, batch.adapters, batch.starts)

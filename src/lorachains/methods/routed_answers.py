@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorachains.answering.folder import BASE, ChainFile
+from lorachains.answering.prompts import prompts_of
 from lorachains.batch import pack
 from lorachains.data.selector import SELECTOR
 from lorachains.data.tokens import Encoded, padding_token
@@ -41,8 +42,9 @@ def routed_metrics(method: "ChainOfLora", run: int, chain: ChainFile) -> tuple[d
     picked = select(probabilities(scores), threshold=chain.threshold)
     chosen = [best.names[0] if best.sure else -1 for best in picked]
     if chain.selection == "generate":
-        prompts = [chain.question.about(row.example.prompt) for row in rows]
-        chosen = generated_choices(method, run, chain.question, prompts)
+        prompts = prompts_of(method.base.tokenizer, chain)
+        asking = [prompts.asking(row.example.prompt) for row in rows]
+        chosen = generated_choices(method, run, chain.question, asking)
     confusion = Confusion(chain.tasks, gold, chosen)
     metrics = {f"test/{SELECTOR}/{key}": value for key, value in figures(confusion, scores).items()}
     return metrics | _likelihoods(method, run, chain, rows, chosen), confusion

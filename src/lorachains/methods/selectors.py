@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lorachains.answering.folder import SelectorFile
 from lorachains.answering.generated import generated_names
+from lorachains.batch import Tokens
 from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.data.loaders import SPLITS
 from lorachains.data.selector import SELECTOR, Decoys, Question, selector_rows, selector_task
-from lorachains.data.tokens import Encoded
+from lorachains.data.tokens import Encoded, prompt_tokens
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction
 from lorachains.methods.full import Full
@@ -65,7 +66,8 @@ class Selecting(Method):
 
     def generated(self, run: int, rows: Sequence[Encoded]) -> dict[str, float]:
         """What is told of selecting by generated text."""
-        prompts, gold = [row.example.prompt for row in rows], [row.example.gold for row in rows]
+        data, gold = self.data.runs[run], [row.example.gold for row in rows]
+        prompts = [prompt_tokens(data.tokenizer, row.example.prompt, data.max_length) for row in rows]
         chosen = generated_choices(self, run, self.question, prompts)
         accuracy = Confusion(list(self.question.names), gold, chosen).accuracy
         return {"generated_accuracy": accuracy, "generated_fallbacks": chosen.count(-1)}
@@ -125,12 +127,12 @@ def scores_of(predictions: Sequence[Prediction], rows: Sequence[Encoded]) -> Flo
     return torch.tensor([by_source[row.example.source].candidates for row in rows], dtype=torch.float64)
 
 
-def generated_choices(method: Method, run: int, question: Question, prompts: Sequence[str]) -> list[int]:
+def generated_choices(method: Method, run: int, question: Question, prompts: Sequence[Tokens]) -> list[int]:
     """The task that a run's selector names in generated text, of each of its prompts; -1 for none."""
     data, tasks, found = method.data.runs[run], list(question.names), list[int]()
     adapter, generator = run * len(method.names), method.passes.generator()
     for start in range(0, len(prompts), data.eval_batch_size):
         some = prompts[start : start + data.eval_batch_size]
-        names = generated_names(generator, method.base.tokenizer, question, some, adapter, data.max_length)
+        names = generated_names(generator, method.base.tokenizer, question, some, adapter)
         found += [-1 if name is None else tasks.index(name) for name in names]
     return found
