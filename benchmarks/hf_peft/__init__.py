@@ -8,12 +8,13 @@ kernels by liger-kernel's where that is installed, both for the rest of the proc
 caller's.
 
 `train`, `run` and `mixed_training_step` work on the model given and take their adapters out again; it stays frozen, on
-`device`. `generate` and `xlora_step` work on a copy. All drop what `torch.compile` has compiled in this process so far.
+`device`. `generate`, `xlora_generate` and `xlora_step` work on a copy. All drop what `torch.compile` has compiled in this process so far.
 """
 
-from hf_peft.generation import generate
+from hf_peft.adapters import named
+from hf_peft.generation import generate, xlora_generate
 from hf_peft.runs import accuracy, run
 from hf_peft.steps import mixed_training_step, xlora_step
 from hf_peft.training import train
 
-__all__ = ["accuracy", "generate", "mixed_training_step", "run", "train", "xlora_step"]
+__all__ = ["accuracy", "generate", "mixed_training_step", "named", "run", "train", "xlora_generate", "xlora_step"]
