@@ -11,7 +11,7 @@ from measuring import DEVICE, Figures
 
 from lorachains.errors import LorachainsError
 
-_LISTS = {"runs": int, "adapters": int, "skip": str}
+_LISTS = {"runs": int, "adapters": int, "experts": int, "skip": str}
 
 
 def arguments(given: Sequence[str]) -> Figures:

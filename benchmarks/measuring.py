@@ -172,7 +172,7 @@ def check_same(ours: Sequence[float], theirs: Sequence[float]) -> None:
     """Refuses to compare the speed of two different computations."""
     apart = abs(fmean(ours) - fmean(theirs)) / fmean(theirs)
     if not apart < 0.02:
-        raise SystemExit(f"the two sides train differently: mean losses {fmean(ours):.4f} and {fmean(theirs):.4f}")
+        raise LorachainsError(f"the two sides train differently: mean losses {fmean(ours):.4f} and {fmean(theirs):.4f}")
 
 
 def check_same_texts(ours: Sequence[object], theirs: Sequence[object]) -> None:
@@ -192,7 +192,7 @@ def endless(base: LanguageModel) -> LanguageModel:
 
 
 def exact(base: LanguageModel) -> LanguageModel:
-    """A copy in float32, in which equal texts can be asked for: with fewer digits many tokens are as likely as others."""
+    """A copy in float32, of which equal texts can be asked: with fewer digits many tokens are as likely as others."""
     model: Any = copy.deepcopy(base.model)
     return replace(base, model=model.float())
 

@@ -8,7 +8,8 @@ kernels by liger-kernel's where that is installed, both for the rest of the proc
 caller's.
 
 `train`, `run` and `mixed_training_step` work on the model given and take their adapters out again; it stays frozen, on
-`device`. `generate`, `xlora_generate` and `xlora_step` work on a copy. All drop what `torch.compile` has compiled in this process so far.
+`device`. `generate`, `xlora_generate` and `xlora_step` work on a copy. All drop what `torch.compile` has compiled in
+this process so far.
 """
 
 from hf_peft.adapters import named

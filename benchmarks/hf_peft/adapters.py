@@ -42,7 +42,7 @@ def lora(init: Any) -> LoraConfig:
 
 
 def named(number: int) -> str:
-    """An adapter's name: by a plain number PEFT would leave the decoder layers of the others' numbers out of its file."""
+    """An adapter's name; by plain numbers PEFT would leave the decoder layers of the others' numbers out of a file."""
     return f"adapter{number}"
 
 

@@ -48,7 +48,7 @@ def xlora_generate(
 ) -> Figures:  # fmt: skip
     """What `generate` gives, by PEFT's X-LoRA (see `with_xlora`), which reads the whole text anew for each token."""
     set_seed(seed)
-    model = with_xlora(lm, adapters, device, start=start).eval()
+    model: Any = with_xlora(lm, adapters, device, start=start).eval()
     _endless(model.base_model.lora_model.model, device)
     prompt = _prompt(lm, prompts, max_new_tokens, device)
     return _figures(lm, lambda: model.generate(**prompt), max_new_tokens, device, repeats)

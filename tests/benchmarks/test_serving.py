@@ -4,6 +4,8 @@ import measuring
 import pytest
 import serving
 
+from lorachains.errors import LorachainsError
+
 
 def test_serving_many_adapters() -> None:
     found = serving.serving("tiny", rows=6, adapters=3, new=5)
@@ -14,5 +16,5 @@ def test_serving_many_adapters() -> None:
 
 
 def test_different_texts_are_not_compared() -> None:
-    with pytest.raises(SystemExit, match="the two sides generate differently: 1 of 2 texts, first 1"):
+    with pytest.raises(LorachainsError, match="the sides generate differently: 1 of 2 texts, first 1"):
         measuring.check_same_texts(["a", "b"], ["a", "c"])
