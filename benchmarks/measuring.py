@@ -179,8 +179,8 @@ def check_same_texts(ours: Sequence[object], theirs: Sequence[object]) -> None:
     """Refuses to compare the speed of two sides that generate other texts, given as text or as tokens."""
     different = [row for row, (mine, other) in enumerate(zip(ours, theirs, strict=True)) if mine != other]
     if different:
-        raise SystemExit(
-            f"the two sides generate differently: {len(different)} of {len(ours)} texts, first {different[0]}"
+        raise LorachainsError(
+            f"the sides generate differently: {len(different)} of {len(ours)} texts, first {different[0]}"
         )
 
 
