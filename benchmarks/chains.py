@@ -15,7 +15,6 @@ the experts' files are compared byte for byte. How generation mixes the adapters
 
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -148,7 +147,12 @@ def add(
         old, new = Path(folder, "old"), Path(folder, "new")
         found = {}
         for out, number, more in ((old, tasks, []), (new, tasks + 1, [f"method.start={old}"])):
-            own = [*more, f"trainer.max_epochs={epochs}", f"logger.save_dir={out}"]
+            own = [
+                *more,
+                f"trainer.max_epochs={epochs}",
+                "+trainer.enable_progress_bar=false",
+                f"logger.save_dir={out}",
+            ]
             found[out] = _run(Job(chain(name, number, rows, root, *own, random=random), RunFolder(out)))
         kept = [path.relative_to(old) for path in (old / "adapters").glob("*/*") if path.parent.name != "selector"]
         if changed := [path for path in kept if (old / path).read_bytes() != (new / path).read_bytes()]:

@@ -51,7 +51,8 @@ def load(cfg: Any) -> LanguageModel:
     with torch.device(DEVICE):
         base: LanguageModel = instantiate(cfg.model)
     model: Any = base.model
-    model.to(DEVICE)
+    if not cfg.model.get("quantization"):  # such a model is there, and may not be moved
+        model.to(DEVICE)
     return base
 
 
@@ -82,13 +83,16 @@ class FixedRows(TaskDataModule):
 
 
 class Windows(L.Callback):
-    """Seconds a step, for each window after the first."""
+    """Seconds a step, for each window after the first, and the losses of the first."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.losses: list[torch.Tensor] = []
         self._began = 0.0
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        if not self._began:
+            self.losses.append(outputs["loss"])
         if trainer.global_step % WINDOW == 0:
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
@@ -122,6 +126,7 @@ def train(
     return {
         "step_seconds": median(windows.seconds), "windows": windows.seconds, "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak, "compiled": method.passes.replayed,
+        "first_loss": fmean(torch.stack(windows.losses).tolist()),
     }  # fmt: skip
 
 

@@ -260,8 +260,10 @@ def test_what_cannot_be_measured_is_refused(lm: LanguageModel, rows: list[Tokens
     given: Any = {"batch_size": 4, "lr": 1e-3, "seed": 0, "device": "cpu"}
     with pytest.raises(LorachainsError, match="steps is None and epochs is None: give one"):
         hf.train(lm, rows, settings="default", **given)
-    with pytest.raises(LorachainsError, match="settings is 'fast': give default or best"):
+    with pytest.raises(LorachainsError, match="settings is 'fast': give default, best or liger"):
         hf.train(lm, rows, settings="fast", steps=1, **given)
+    with pytest.raises(LorachainsError, match="liger-kernel is not installed, or there is no GPU"):
+        hf.train(lm, rows, settings="liger", steps=1, **given)
     with pytest.raises(LorachainsError, match="warmup is 10, but there are 3 steps"):
         hf.train(lm, rows, settings="default", epochs=1, **given)
     with pytest.raises(LorachainsError, match="has no candidates"):
