@@ -80,7 +80,7 @@ def _draw(axis: Axes, points: Mapping[int, float], fit: Figures, title: str, wha
     ends = [0, max(points)]
     label = f"{constant:.1f} ms + {slope:.2f} ms · n"
     axis.plot(ends, [constant + slope * end for end in ends], "--", color="C1", label=label)
-    axis.set(xlim=(0, None), ylim=(0, None), xlabel=what, ylabel="ms")
+    axis.set(xlim=(0, None), ylim=(0, 1100 * max(points.values())), xlabel=what, ylabel="ms")
     axis.set_title(title, fontsize=10)
     axis.legend(loc="lower right")
 
