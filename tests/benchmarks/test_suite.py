@@ -50,9 +50,6 @@ def test_the_time_is_kept_by_all_processes(tmp_path: Path) -> None:
     began = time.monotonic()
     found = suite.find("tiny", str(tmp_path), minutes=1 / 60, figures=["slow", "last"])
     assert found == {"slow": "cut", "last": "left"}
-        "slow": "cut",
-        "last": "left",
-    }  # type: ignore[arg-type]
     assert time.monotonic() - began < 5
     time.sleep(2)
     assert not (tmp_path / "late").exists(), "a process of a process went on"
