@@ -128,7 +128,7 @@ def _now() -> float:
 def _fit(method: Lora, cfg: Any, data: TaskDataModule, epochs: int) -> Figures:
     """Trains, and tells the seconds, texts' tokens and optimizer steps of an epoch, and each adapter's last loss."""
     clock = _Epochs()
-    given = {**cfg.trainer, "max_epochs": epochs, "enable_progress_bar": False}
+    given = {**cfg.trainer, "max_epochs": epochs, "check_val_every_n_epoch": epochs, "enable_progress_bar": False}
     trainer = instantiate(given, logger=[], callbacks=[clock])
     trainer.fit(method, RunsDataModule([data]))
     tokens = sum(len(row.choices[0].input_ids) for row in data.rows("train"))
@@ -140,7 +140,7 @@ def _fit(method: Lora, cfg: Any, data: TaskDataModule, epochs: int) -> Figures:
 
 
 def add(
-    name: str, tasks: int = 23, rows: int = 160, epochs: int = 2, root: str | None = None, random: bool = False
+    name: str, tasks: int = 23, rows: int = 64, epochs: int = 2, root: str | None = None, random: bool = False
 ) -> Figures:
     """A chain of so many tasks, and the same with one more."""
     with tempfile.TemporaryDirectory() as folder:
