@@ -11,7 +11,7 @@ from measuring import DEVICE, Figures
 
 from lorachains.errors import LorachainsError
 
-_LISTS = {"runs": int, "adapters": int, "tokens": int, "skip": str}
+_LISTS = {"runs": int, "adapters": int, "experts": int, "tokens": int, "skip": str, "figures": str}
 
 
 def arguments(given: Sequence[str]) -> Figures:
@@ -24,9 +24,17 @@ def arguments(given: Sequence[str]) -> Figures:
         if key in _LISTS:
             found[key] = [_LISTS[key](item) for item in value.split(",")]
         else:
-            plain = {"true": True, "false": False}.get(value, int(value) if value.isdigit() else value)
-            found["name" if key == "model" else key] = plain
+            found["name" if key == "model" else key] = _plain(value)
     return found
+
+
+def _plain(value: str) -> bool | int | float | str:
+    if value in ("true", "false"):
+        return value == "true"
+    try:
+        return int(value) if value.isdigit() else float(value)
+    except ValueError:
+        return value
 
 
 def device() -> str:

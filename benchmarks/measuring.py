@@ -4,9 +4,11 @@ A step's time is the median over windows of `WINDOW` optimizer steps of a whole 
 window is warm-up.
 """
 
+import copy
 import gc
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import fmean, median
 from typing import Any, cast
@@ -17,9 +19,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from lorachains.batch import IGNORED, Tokens, pack
+from lorachains.chain import Chain
 from lorachains.config import conf_dir
 from lorachains.data import Example, RunsDataModule, Task, TaskDataModule
 from lorachains.data.tokens import Encoded
+from lorachains.errors import LorachainsError
 from lorachains.jobs import stack
 from lorachains.methods import Lora
 from lorachains.models import LanguageModel
@@ -47,7 +51,8 @@ def load(cfg: Any) -> LanguageModel:
     with torch.device(DEVICE):
         base: LanguageModel = instantiate(cfg.model)
     model: Any = base.model
-    model.to(DEVICE)
+    if not cfg.model.get("quantization"):  # such a model is there, and may not be moved
+        model.to(DEVICE)
     return base
 
 
@@ -58,28 +63,36 @@ def texts(base: LanguageModel, count: int, seq: int) -> list[Tokens]:
     return [Tokens(row, [IGNORED] * answer + row[answer:]) for row in ids.tolist()]
 
 
-class FixedRows(TaskDataModule):
-    """Random texts of one length; a handful to validate."""
+def names(tasks: int) -> list[str]:
+    """Those of the tasks of `FixedRows`."""
+    return [f"random{task}" for task in range(tasks)]
 
-    def __init__(self, base: LanguageModel, texts: Sequence[Tokens], batch_size: int):
+
+class FixedRows(TaskDataModule):
+    """Random texts of one length, each task's in turn; a handful to validate."""
+
+    def __init__(self, base: LanguageModel, texts: Sequence[Tokens], batch_size: int, tasks: int = 1):
         super().__init__(
-            base.tokenizer, cast(Any, None), ["random"], batch_size=batch_size, eval_batch_size=None, train_size=1,
+            base.tokenizer, cast(Any, None), names(tasks), batch_size=batch_size, eval_batch_size=None, train_size=1,
             val_size=1, test_size=1, seed=0, order_seed=0, max_length=4096,
         )  # fmt: skip
-        example = Example("random", "", "yes", "random:1", ("yes",))
-        rows = [Encoded(example, 0, [text]) for text in texts]
-        self.tasks = [Task("random", lambda row: example)]
-        self._rows = {"train": rows, "val": rows[:2], "test": rows[:2]}
+        examples = [Example(name, "", "yes", f"{name}:1", ("yes",)) for name in names(tasks)]
+        rows = [Encoded(examples[i % tasks], i % tasks, [text]) for i, text in enumerate(texts)]
+        self.tasks = [Task(name, lambda row: examples[0]) for name in names(tasks)]
+        self._rows = {"train": rows, "val": rows[: 2 * tasks], "test": rows[: 2 * tasks]}
 
 
 class Windows(L.Callback):
-    """Seconds a step, for each window after the first."""
+    """Seconds a step, for each window after the first, and the losses of the first."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.losses: list[torch.Tensor] = []
         self._began = 0.0
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        if not self._began:
+            self.losses.append(outputs["loss"])
         if trainer.global_step % WINDOW == 0:
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
@@ -97,9 +110,11 @@ def make(cfg: Any, base: LanguageModel, runs: int) -> Lora:
     return method
 
 
-def train(method: Lora, cfg: Any, base: LanguageModel, rows: Sequence[Tokens], batch_size: int) -> Figures:
+def train(
+    method: Lora, cfg: Any, base: LanguageModel, rows: Sequence[Tokens], batch_size: int, tasks: int = 1
+) -> Figures:
     """One epoch over the rows, by each run."""
-    data = FixedRows(base, rows, batch_size)
+    data = FixedRows(base, rows, batch_size, tasks)
     windows = Windows()
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -111,6 +126,7 @@ def train(method: Lora, cfg: Any, base: LanguageModel, rows: Sequence[Tokens], b
     return {
         "step_seconds": median(windows.seconds), "windows": windows.seconds, "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak, "compiled": method.passes.replayed,
+        "first_loss": fmean(torch.stack(windows.losses).tolist()),
     }  # fmt: skip
 
 
@@ -129,13 +145,17 @@ def losses(method: Lora, rows: Sequence[Tokens], order: Sequence[Sequence[int]])
     return found
 
 
+def take_banks_out(chain: Chain) -> None:
+    """Puts the layers back that the chain's banks stand for."""
+    for name, bank in chain.banks.items():
+        parent, _, child = name.rpartition(".")
+        setattr(chain.model.get_submodule(parent), child, bank.base_layer)
+
+
 def take_out(method: Lora) -> None:
     """Puts the model back as it was, without banks."""
-    model = method.model
-    for name, bank in method.chain.banks.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, bank.base_layer)
-    for module in model.modules():
+    take_banks_out(method.chain)
+    for module in method.model.modules():
         module._compiled_call_impl = None
         module._forward_hooks.clear()
     torch.compiler.reset()
@@ -144,11 +164,50 @@ def take_out(method: Lora) -> None:
         torch.cuda.empty_cache()
 
 
+@torch.no_grad()
+def alike(chain: Chain) -> None:
+    """Gives all adapters the same random factors, those of any other chain that is given some: none is zero."""
+    generator = torch.Generator().manual_seed(0)
+    for bank in chain.banks.values():
+        for factors in (bank.lora_A, bank.lora_B):
+            factors.copy_(torch.randn(factors.shape[1:], generator=generator) * 0.02)
+
+
 def check_same(ours: Sequence[float], theirs: Sequence[float]) -> None:
     """Refuses to compare the speed of two different computations."""
     apart = abs(fmean(ours) - fmean(theirs)) / fmean(theirs)
     if not apart < 0.02:
-        raise SystemExit(f"the two sides train differently: mean losses {fmean(ours):.4f} and {fmean(theirs):.4f}")
+        raise LorachainsError(f"the two sides train differently: mean losses {fmean(ours):.4f} and {fmean(theirs):.4f}")
+
+
+def check_same_texts(ours: Sequence[object], theirs: Sequence[object]) -> None:
+    """Refuses to compare the speed of two sides that generate other texts, given as text or as tokens."""
+    different = [row for row, (mine, other) in enumerate(zip(ours, theirs, strict=True)) if mine != other]
+    if different:
+        raise LorachainsError(
+            f"the sides generate differently: {len(different)} of {len(ours)} texts, first {different[0]}"
+        )
+
+
+def endless(base: LanguageModel) -> LanguageModel:
+    """The same model with a tokenizer that has no end-of-sequence token, so that no text ends early."""
+    tokenizer: Any = copy.deepcopy(base.tokenizer)
+    tokenizer.pad_token, tokenizer.eos_token = tokenizer.pad_token or tokenizer.eos_token, None
+    return replace(base, tokenizer=tokenizer)
+
+
+def exact(base: LanguageModel) -> LanguageModel:
+    """A copy in float32, of which equal texts can be asked: with fewer digits many tokens are as likely as others."""
+    model: Any = copy.deepcopy(base.model)
+    return replace(base, model=model.float())
+
+
+def or_why(measure: Callable[[], Figures]) -> Figures:
+    """What is measured, or why it can't be: of a side that isn't ours."""
+    try:
+        return measure()
+    except (LorachainsError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return {"not_measured": f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"}
 
 
 def timed(work: Callable[[], object], times: int) -> Figures:

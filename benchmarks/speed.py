@@ -23,7 +23,7 @@ from typing import Any
 import hf_peft
 import torch
 from command_line import run
-from measuring import DEVICE, Figures, check_same, load, losses, make, settings, take_out, texts, timed, train
+from measuring import DEVICE, Figures, check_same, load, losses, make, or_why, settings, take_out, texts, timed, train
 
 from lorachains.batch import pack
 from lorachains.data.batching import epoch_batches
@@ -55,9 +55,10 @@ def step(name: str, rows: int, seq: int, random: bool = False, best: bool = Fals
     flops = 4 * count(base) * rows * seq / found["ours"]["step_seconds"]
     take_out(method)
     if best:
-        found["hf_best"] = hf(given, settings="best", steps=min(steps, 60))
+        for settings_of in ("best", "liger"):  # liger's kernels stay for the rest of the process
+            found[f"hf_{settings_of}"] = or_why(partial(hf, given, settings=settings_of, steps=min(steps, 60)))
     figures = {side: {k: v for k, v in of.items() if k != "losses"} for side, of in found.items()}
-    theirs_seconds = {side: of["step_seconds"] for side, of in found.items() if side != "ours"}
+    theirs_seconds = {s: of["step_seconds"] for s, of in found.items() if s != "ours" and "step_seconds" in of}
     ratios = {f"{side} / ours": s / found["ours"]["step_seconds"] for side, s in theirs_seconds.items()}
     ceiling = matmul_ceiling()
     means = {"ours": fmean(ours), "theirs": fmean(theirs["losses"])}

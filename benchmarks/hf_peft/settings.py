@@ -1,4 +1,5 @@
-"""Trainer's settings: its own ("default"), or those with which a competent user makes it fast ("best")."""
+"""Trainer's settings: its own ("default"), or those with which a competent user makes it fast ("best"), also with
+liger-kernel's kernels ("liger")."""
 
 from typing import Any
 
@@ -9,19 +10,31 @@ from lorachains.errors import LorachainsError
 
 
 def is_best(settings: str) -> bool:
-    """Whether they are "best". Raises `LorachainsError` for another word than "default"."""
-    if settings not in ("default", "best"):
-        raise LorachainsError(f"settings is {settings!r}: give default or best")
-    return settings == "best"
+    """Whether they are "best" or "liger". Raises `LorachainsError` for another word than "default"."""
+    if settings not in ("default", "best", "liger"):
+        raise LorachainsError(f"settings is {settings!r}: give default, best or liger")
+    return settings != "default"
 
 
 def arguments(settings: str, cuda: bool) -> dict[str, Any]:
-    """Of `TrainingArguments`. Raises `LorachainsError` where Trainer would spread over several GPUs."""
+    """Of `TrainingArguments`.
+
+    Raises:
+        LorachainsError: Trainer would spread over several GPUs, or liger-kernel isn't there.
+    """
     if cuda and torch.cuda.device_count() > 1:
         raise LorachainsError(
             f"{torch.cuda.device_count()} GPUs are visible, over which Trainer would spread: set CUDA_VISIBLE_DEVICES=0"
         )
-    always = {"use_cpu": not cuda, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    if settings == "liger" and not (cuda and is_liger_kernel_available()):
+        raise LorachainsError("settings is liger, but liger-kernel is not installed, or there is no GPU")
+    always = {
+        "use_liger_kernel": settings == "liger",
+        "use_cpu": not cuda,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
     return always | (_best(cuda) if is_best(settings) else {})
 
 
@@ -29,7 +42,6 @@ def _best(cuda: bool) -> dict[str, Any]:
     """What makes Trainer faster on one device and changes no more than the rounding and which rows share a batch."""
     on_cuda = {
         "tf32": True, "dataloader_pin_memory": True, "accelerator_config": {"non_blocking": True},
-        "use_liger_kernel": is_liger_kernel_available(),
     }  # fmt: skip
     return {
         "bf16": True, "optim": "adamw_torch_fused", "torch_compile": True, "train_sampling_strategy": "group_by_length",

@@ -1,17 +1,14 @@
 """Single training steps of what Trainer has no part in: a batch for PEFT's mixed batches, and X-LoRA."""
 
-import copy
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import XLoraConfig, get_peft_model
 from torch import Tensor
 from transformers import set_seed
 
-from hf_peft.adapters import adapted, with_random_adapters
+from hf_peft.adapters import adapted, with_xlora
 from hf_peft.batches import collator, columns
 from hf_peft.clock import median_seconds
 from hf_peft.settings import is_best
@@ -42,23 +39,15 @@ def mixed_training_step(
 
 def xlora_step(
     lm: LanguageModel, adapters: int, rows: Sequence[Tokens], *, device: str, trainable_adapters: bool = False,
-    seed: int = 0, warmup: int = 10, steps: int = 50,
+    start: Path | None = None, seed: int = 0, warmup: int = 10, steps: int = 50,
 ) -> Figures:  # fmt: skip
-    """Forward and backward of PEFT's X-LoRA (arXiv 2402.07148) over random adapters, on the batch of `rows`.
+    """Forward and backward of PEFT's X-LoRA, see `with_xlora`, on the batch of `rows`.
 
-    X-LoRA's own way trains the router alone; with `trainable_adapters` the adapters too. Returns the median seconds and
-    the first loss. PEFT raises `ValueError` for Bloom and GPT-2, since it can't map the names of their layers.
+    Returns the median seconds and the first loss. PEFT raises `ValueError` for Bloom and GPT-2, since it can't map the
+    names of their layers.
     """
     set_seed(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        with_random_adapters(copy.deepcopy(lm.model), adapters).save_pretrained(folder, save_embedding_layers=False)
-        config = XLoraConfig(
-            task_type="CAUSAL_LM",
-            hidden_size=lm.model.config.hidden_size,
-            adapters={str(i): str(Path(folder, str(i))) for i in range(adapters)},  # PEFT knows no other names
-            use_trainable_adapters=trainable_adapters,
-        )
-        model = get_peft_model(copy.deepcopy(lm.model), config).to(device).train()
+    model = with_xlora(lm, adapters, device, trainable_adapters, start).train()
     return _steps(model, lm, rows, "default", device, model.zero_grad, warmup, steps)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hf_peft.adapters import with_random_adapters
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import set_seed
@@ -177,15 +178,15 @@ def test_a_mixed_batch_generates_what_each_adapter_does(lm: LanguageModel, devic
     prompts = ["a", "bc d", "ef", "ghi jk", "l"]
     figures = hf.generate(lm, 2, prompts, 6, device=device, repeats=1)
     mixed, merged = figures["mixed"], figures["merged"]
-    assert [mixed["texts"][i] for i in (0, 2, 4)] == [merged["texts"][i] for i in (0, 2, 4)]
-    assert [mixed["texts"][i] for i in (1, 3)] != [merged["texts"][i] for i in (1, 3)]
+    assert [mixed["tokens"][i] for i in (0, 2, 4)] == [merged["tokens"][i] for i in (0, 2, 4)]
+    assert [mixed["tokens"][i] for i in (1, 3)] != [merged["tokens"][i] for i in (1, 3)]
     for one in (mixed, merged):
         assert one["tokens_per_second"] * one["seconds"] == pytest.approx(5 * 6)
 
 
 def test_no_token_ends_a_generation(lm: LanguageModel, device: str) -> None:
     def texts() -> Any:
-        return hf.generate(lm, 1, ["a"], 6, device=device, repeats=1)["merged"]["texts"]
+        return hf.generate(lm, 1, ["a"], 6, device=device, repeats=1)["merged"]["tokens"]
 
     free = texts()
     assert lm.model.generation_config is not None
@@ -214,6 +215,32 @@ def test_xlora_of_one_adapter_is_that_adapter(
     assert before.keys() == weights(lm).keys()
 
 
+def test_xlora_of_equal_adapters_is_one_of_them(
+    lm: LanguageModel, rows: list[Tokens], device: str, tmp_path: Path
+) -> None:
+    """Its router's weights add up to 1, whatever they are: loss and texts are those of the adapter alone."""
+    start, prompts = adapter(lm, tmp_path), ["a", "bc d", "ef"]
+    one, three = (hf.xlora_step(lm, n, rows, device=device, start=start, warmup=0, steps=1)["loss"] for n in (1, 3))
+    assert one == pytest.approx(three, rel=1e-5)
+    assert one != pytest.approx(_loss(tiny(hidden_size=32).model, rows), rel=1e-3)
+    told = [hf.xlora_generate(lm, n, prompts, 6, device=device, start=start, repeats=1) for n in (1, 3)]
+    assert told[0]["tokens"] == told[1]["tokens"]
+    merged = PeftModel.from_pretrained(tiny(hidden_size=32).model, start).merge_and_unload()
+    inputs = lm.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    merged.generation_config.eos_token_id = None
+    expected = merged.generate(**inputs, max_new_tokens=6, do_sample=False)[:, -6:].tolist()
+    assert told[1]["tokens"] == expected
+
+
+def test_adapters_are_saved_whole(lm: LanguageModel, tmp_path: Path) -> None:
+    """Those of several, too: by plain numbers PEFT takes the others' names for layers."""
+    hf.generate(lm, 3, ["a"], 1, device="cpu", repeats=0, save=tmp_path)
+    layers = len(list(lm.model.model.layers))
+    for i in range(3):
+        saved = load_file(tmp_path / hf.named(i) / "adapter_model.safetensors")
+        assert len(saved) == layers * 2 * 2
+
+
 def test_xlora_of_several_adapters(lm: LanguageModel, rows: list[Tokens], device: str) -> None:
     one, three = (hf.xlora_step(lm, n, rows, device=device, warmup=0, steps=1)["loss"] for n in (1, 3))
     assert one != pytest.approx(three, rel=1e-4)
@@ -233,8 +260,10 @@ def test_what_cannot_be_measured_is_refused(lm: LanguageModel, rows: list[Tokens
     given: Any = {"batch_size": 4, "lr": 1e-3, "seed": 0, "device": "cpu"}
     with pytest.raises(LorachainsError, match="steps is None and epochs is None: give one"):
         hf.train(lm, rows, settings="default", **given)
-    with pytest.raises(LorachainsError, match="settings is 'fast': give default or best"):
+    with pytest.raises(LorachainsError, match="settings is 'fast': give default, best or liger"):
         hf.train(lm, rows, settings="fast", steps=1, **given)
+    with pytest.raises(LorachainsError, match="liger-kernel is not installed, or there is no GPU"):
+        hf.train(lm, rows, settings="liger", steps=1, **given)
     with pytest.raises(LorachainsError, match="warmup is 10, but there are 3 steps"):
         hf.train(lm, rows, settings="default", epochs=1, **given)
     with pytest.raises(LorachainsError, match="has no candidates"):

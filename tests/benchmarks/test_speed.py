@@ -8,6 +8,8 @@ import measuring
 import pytest
 import speed
 
+from lorachains.errors import LorachainsError
+
 
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +25,7 @@ def test_a_step_of_both_sides() -> None:
 
 
 def test_different_computations_are_not_compared() -> None:
-    with pytest.raises(SystemExit, match="the two sides train differently"):
+    with pytest.raises(LorachainsError, match="the two sides train differently"):
         measuring.check_same([2.0, 1.0], [2.0, 1.1])
 
 
