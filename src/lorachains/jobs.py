@@ -121,7 +121,7 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
     take_device(first.trainer)
     reset_peak()
     seed_everything(first.seed, verbose=False)
-    base, data, methods = _loaded(jobs)
+    base, data, methods = loaded(jobs)
     method = stack(methods, base)
     check_adapted(base)
     checkpoint = checkpoint_of(jobs)
@@ -154,7 +154,7 @@ def _fork(jobs: Sequence[Job], data: TaskDataModule) -> Path | None:
     return fork(first.trainer, first.knots, data, checkpoint_of(trunks)) if trunks else None
 
 
-def _loaded(jobs: Sequence[Job]) -> tuple[LanguageModel, RunsDataModule, list[Any]]:
+def loaded(jobs: Sequence[Job]) -> tuple[LanguageModel, RunsDataModule, list[Any]]:
     """The base, pruned to the data if that is asked for, and what `_built` makes of it."""
     base: LanguageModel = instantiate(jobs[0].cfg.model)
     data, methods = _built(jobs, base)
@@ -224,8 +224,9 @@ def _check_lengths(jobs: Sequence[Job], runs: Sequence[TaskDataModule]) -> None:
     by_length: dict[int, list[Job]] = {}
     for job, run in zip(jobs, runs, strict=True):
         by_length.setdefault(len(run.batches()), []).append(job)
-    count = any(job.branches or not ties_none(job.cfg) or job.cfg.trainer.max_steps >= 0 for job in jobs)
-    if count and len(by_length) > 1:
+    if len(by_length) == 1:
+        return
+    if any(job.branches or not ties_none(job.cfg) or job.cfg.trainer.max_steps >= 0 for job in jobs):
         raise _Apart("epochs of different lengths", list(by_length.values()))
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from lorachains.batch import TokenBatch
 from lorachains.chain import Chain
+from lorachains.errors import LorachainsError
+from lorachains.experts import load_experts
 from lorachains.live_link import LiveLink, live_link, restore
 from lorachains.loading import go_on_from
 from lorachains.methods.training import Trained
@@ -23,6 +25,7 @@ from lorachains.models import LanguageModel, base_fingerprint
 from lorachains.optim import AdapterRates, Optim, alike, build, clip_per_adapter
 from lorachains.packing import hard_route
 from lorachains.parallel import writes
+from lorachains.peft_format import CONFIG
 from lorachains.run_folder import RunFolder
 from lorachains.transfer import save_adapter
 
@@ -148,6 +151,14 @@ class Lora(Trained):
             path = folder.adapter if len(self.names) == 1 else folder.adapters / name
             metrics["adapter/rank"] = self.write(run * len(self.names) + i, path)
         return metrics
+
+    def load(self, folder: Path) -> None:
+        there = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG}"))
+        if missing := [name for name in self.names if name not in there]:
+            raise LorachainsError(
+                f"{folder} has no adapter for {missing[0]!r}: set data.tasks to some of {', '.join(there) or '(none)'}"
+            )
+        load_experts(self.chain, [folder / name for name in self.names], self.base.name, self._fingerprint)
 
     def write(self, expert: int, path: Path) -> int:
         """Writes one adapter in PEFT's format; returns its rank."""

@@ -19,6 +19,7 @@ alone.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -33,6 +34,7 @@ from lorachains.domains import DomainLosses, Routes, perplexities
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import score_of
 from lorachains.methods.continued import LoraContinued
+from lorachains.methods.lora import Lora
 from lorachains.methods.routed import Routed, check_not_recomputed
 from lorachains.mixture import Training
 from lorachains.mixture_figures import draw_blocks, draw_heat_map
@@ -186,20 +188,34 @@ class Moa(LoraContinued, Routed):
     # -- what is kept --------------------------------------------------------------------------------------------------
 
     def save(self, run: int, folder: RunFolder) -> dict[str, float]:
-        """Writes the experts; routers that have learned, and a card, beside them; the heat map and pictures."""
-        metrics = super().save(run, folder) | self._told
-        if not self.routing_learned:
-            return metrics
-        about = self.about(self.names, self.routers.pool)
-        save_routers(folder.adapters, about, self.routers.weight)
-        write_card(folder.adapters, about, metrics)
-        if heat_map := self._losses.heat_map():
-            write_whole(folder.path / "heat_map.json", json.dumps(heat_map, indent=2) + "\n")
-            draw_heat_map(heat_map, folder.path / "heat_map.png")
-        blocks = [metrics[f"test/router/block/{block}"] for block in range(self.routers.blocks)]
-        self._routes.confusion().write(folder.path)
-        draw_blocks(blocks, metrics["test/router/voted"], folder.path / "router_blocks.png")
+        """Writes the experts; routers that have learned, and a card, beside them."""
+        metrics = super().save(run, folder)
+        if self.routing_learned:
+            about = self.about(self.names, self.routers.pool)
+            save_routers(folder.adapters, about, self.routers.weight)
+            write_card(folder.adapters, about, self._told)
         return metrics
+
+    def load(self, folder: Path) -> None:
+        """What stage 2 has left: where no router has learned, the experts alone."""
+        self.continuing = True
+        if self.routing_learned:
+            super().load(folder)
+        else:
+            Lora.load(self, folder)
+
+    def report(self, run: int, folder: Path | None) -> dict[str, float]:
+        """What routers found, and what was lost; a heat map, the confusion and the blocks' accuracies."""
+        if folder is None or not self.routing_learned:
+            return self._told
+        folder.mkdir(parents=True, exist_ok=True)
+        if heat_map := self._losses.heat_map():
+            write_whole(folder / "heat_map.json", json.dumps(heat_map, indent=2) + "\n")
+            draw_heat_map(heat_map, folder / "heat_map.png")
+        blocks = [self._told[f"test/router/block/{block}"] for block in range(self.routers.blocks)]
+        self._routes.confusion().write(folder)
+        draw_blocks(blocks, self._told["test/router/voted"], folder / "router_blocks.png")
+        return self._told
 
 
 def _check(eta: float, eta_schedule: str, route: str) -> None:
