@@ -91,6 +91,19 @@ def test_changes_to_what_several_adapters_are_scored_on(train: Train, evaluate: 
     assert evaluate("run=run", "++data.seed=7")[1].keys() == own.keys()
 
 
+def test_a_mixture_that_was_trained_with_rows_without_a_domain(
+    train: Train, evaluate: Evaluate, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    rows = [{"domain": d, "input": f"the {d} {i}", "output": "low"} for d in ("cat", "mat", None) for i in range(10)]
+    Path(tmp_path, "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["data=instructions", "data.path=rows.jsonl", "data.unlabelled=true"]
+    done = train("method=moa", *SETTINGS[1:], *METHODS["moa"], *data)
+    assert done.code == 0, done.err
+    assert "4 training rows without a label are left out in stage 1" in done.out
+    assert evaluate("run=run")[1] == figures("run")
+    assert "test/oracle/cat/perplexity" in figures("run")
+
+
 def test_changes_to_how_a_mixture_decides(train: Train, evaluate: Evaluate) -> None:  # noqa: F811
     assert train("method=moa", *SETTINGS, *METHODS["moa"]).code == 0
     assert train("method=moa", *SETTINGS, *METHODS["moa"], "method.decision=soft", "hydra.run.dir=soft").code == 0

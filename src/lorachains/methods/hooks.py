@@ -25,6 +25,9 @@ class Hooks(L.LightningModule):
     trains = False
     """Whether there is anything to fit."""
 
+    takes_unlabelled = False
+    """Whether training rows without a task can be used, where each adapter has a task of its own."""
+
     def reads(self, data: RunsDataModule) -> RunsDataModule:
         """The runs' data as the method puts it to the model."""
         return data

@@ -28,6 +28,8 @@ from lorachains.packing import packs
 from lorachains.parallel import interleaved
 from lorachains.routing import Routing
 
+NEED_LABELS = "have no label, by which alone an adapter of this method gets rows: set data.unlabelled=false"
+
 log = logging.getLogger(__name__)
 
 
@@ -71,6 +73,8 @@ class Method(Hooks):
         self.data.serve(self.serving, not packs(self.model), share, self.trainer.accumulate_grad_batches)
         for run in self.data.runs:
             run.check_fits(getattr(self.model.config, "max_position_embeddings", None))
+            if run.unlabelled and self.serving.experts > 1 and not self.takes_unlabelled:
+                raise LorachainsError(f"{run.unlabelled} training rows {NEED_LABELS}")
 
     def cpu(self) -> "Method":
         """Does nothing: Lightning would move the model away after each fit or test, and from under its graphs."""

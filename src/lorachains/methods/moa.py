@@ -12,11 +12,21 @@ and L_LM trains the routers, at the price of all experts' products for each toke
 Adam, whose step doesn't depend on the gradient's size, it hardly changes what the routers learn (that is `router_lr`),
 but it does change what they make of the experts, since the cross-entropy reaches the experts of the blocks below.
 
+Rows without a label (`data.unlabelled=true`) are taken in stage 2, beside the others: their answers' mean loss is one
+more term of L_LM, and the routers' cross-entropy leaves them out. A label says which expert is to answer; where it is
+missing, each block's router's probabilities stand in for it (`unlabelled="soft"`). That has an exact gradient, by which
+answers teach routers too, and favours no expert while routers know nothing: they begin at zero, where "argmax" (no
+gradient) and "straight_through" (a biased one) send all such texts to the first expert. Where routers are sure, the
+three are the same. A batch with such rows costs all experts' products. Stage 1, and stage 2 if no router learns in it,
+leave them out.
+
 With η = 0 and routes by label, stage 2 is the control *Single continued*: the experts trained on for as long, each
 alone.
 """
 
 import json
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +53,8 @@ from lorachains.packing import packs
 from lorachains.routers import router_losses
 from lorachains.run_folder import RunFolder, write_whole
 
+log = logging.getLogger(__name__)
+
 
 class Moa(LoraContinued, Routed):
     """Trains domain experts, then experts and routers.
@@ -53,6 +65,8 @@ class Moa(LoraContinued, Routed):
         eta: the weight η of the routers' cross-entropy, 0 or more.
         eta_schedule: "constant", or "linear" for a weight that falls to 0 over stage 2.
         route: how texts are routed in stage 2: "label", "straight_through" or "soft".
+        unlabelled: how those without a label are, beside routes by label: "soft", "straight_through" or "argmax".
+            Beside other routes they go as all do.
         heat_map: whether each domain's test loss is taken with each expert.
         others: see `LoraContinued` and `Routed`.
 
@@ -60,20 +74,22 @@ class Moa(LoraContinued, Routed):
         LorachainsError: a setting that makes no sense.
     """
 
+    takes_unlabelled, some_unlabelled = True, False
     _eta: Tensor
 
     def __init__(
         self, *, experts: str | Mapping[str, str] | None = None, stage1_epochs: int | None = None,
-        eta: float = 1.0, eta_schedule: str = "constant", route: Training = "label", heat_map: bool = True,
-        **kwargs: Any,
+        eta: float = 1.0, eta_schedule: str = "constant", route: Training = "label", unlabelled: Training = "soft",
+        heat_map: bool = True, **kwargs: Any,
     ):  # fmt: skip
         given = stage1_epochs is None and experts is not None
         super().__init__(experts=experts, stage1_epochs=0 if given else stage1_epochs, **kwargs)
         self.eta, self.eta_schedule, self.way, self.heat_map = eta, eta_schedule, route, heat_map
+        self.unlabelled = unlabelled if route == "label" else route
         self.register_buffer("_eta", torch.tensor(float(eta)), persistent=False)  # read by a pass that is replayed
         self._begin_to_tell()
         self._told: dict[str, float] = {}
-        _check(eta, eta_schedule, route)
+        _check(eta, eta_schedule, route, unlabelled)
         if route != "label":
             check_not_recomputed(self.model, f"method.route={route}")
 
@@ -82,18 +98,28 @@ class Moa(LoraContinued, Routed):
         [run] = self.data.runs
         if (tasks := [task.name for task in run.tasks]) != self.names:
             raise LorachainsError(f"the experts are {self.names}, but the data's tasks {tasks}: there is one for each")
+        self.some_unlabelled = run.unlabelled > 0
+        if self.some_unlabelled:
+            check_not_recomputed(self.model, "data.unlabelled=true")
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def losses(self, batch: TokenBatch) -> dict[str, Float[Tensor, " experts"]]:
-        """`lm`, and in stage 2 `router`: η times each domain's part of the mean over the batch's texts."""
+        """`lm`, and in stage 2 `router`: η times each domain's part of the mean over the batch's texts.
+
+        Of data with rows without a label also `unlabelled`: their mean loss, an equal part of it for each expert.
+        """
         if not self.routing_learned:
             return super().losses(batch)
-        with self.mixture.training(batch, self.way) as (prompts, logits):
-            terms = super().losses(batch)
+        with self.mixture.training(batch, self.way, self.unlabelled) as (prompts, logits):
+            means = self.means(batch)
+        experts = len(self.names)
+        terms = {"lm": means[:experts]}
+        if self.some_unlabelled or len(means) > experts:  # the same terms for all batches of a run
+            terms["unlabelled"] = (means[experts:].sum() / experts).expand(experts)
         if self.eta == 0:
             return terms
-        return terms | {"router": self._eta * router_losses(torch.stack(logits), prompts, len(self.names))}
+        return terms | {"router": self._eta * router_losses(torch.stack(logits), prompts, experts)}
 
     @property
     def routing_learned(self) -> bool:
@@ -105,6 +131,11 @@ class Moa(LoraContinued, Routed):
         return super().layout + self.continuing
 
     def on_train_start(self) -> None:
+        [run] = self.data.runs
+        run.since.epoch = self.boundary // self.steps_per_epoch if self.eta > 0 or self.way != "label" else math.inf
+        if run.unlabelled and run.since.epoch:
+            when = "in stage 1" if math.isfinite(run.since.epoch) else "since no router learns"
+            log.info("%d training rows without a label are left out %s", run.unlabelled, when)
         super().on_train_start()
         if self.way != "label":  # each text is served by all experts then
             self.presence[self.boundary :] = True
@@ -218,10 +249,12 @@ class Moa(LoraContinued, Routed):
         return self._told
 
 
-def _check(eta: float, eta_schedule: str, route: str) -> None:
+def _check(eta: float, eta_schedule: str, route: str, unlabelled: str) -> None:
     if not (isinstance(eta, int | float) and eta >= 0):
         raise LorachainsError(f"method.eta is {eta!r}: give a weight of 0 or more")
     if eta_schedule not in ("constant", "linear"):
         raise LorachainsError(f"method.eta_schedule is {eta_schedule!r}: choose constant or linear")
     if route not in ("label", "straight_through", "soft"):
         raise LorachainsError(f"method.route is {route!r}: choose label, straight_through or soft")
+    if unlabelled not in ("soft", "straight_through", "argmax"):
+        raise LorachainsError(f"method.unlabelled is {unlabelled!r}: choose soft, straight_through or argmax")

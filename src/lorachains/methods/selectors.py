@@ -25,7 +25,7 @@ from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction
 from lorachains.methods.full import Full
 from lorachains.methods.lora import Lora
-from lorachains.methods.method import Method
+from lorachains.methods.method import NEED_LABELS, Method
 from lorachains.parallel import writes
 from lorachains.run_folder import RunFolder
 from lorachains.selection.report import Confusion, figures
@@ -126,7 +126,10 @@ def question_of(tasks: Sequence[str], prompt: str, names: Mapping[str, str] | No
 
 
 def check_tasks(question: Question, run: TaskDataModule) -> None:
-    """Raises a LorachainsError unless the data's tasks are those that are selected among, in their order."""
+    """Raises a LorachainsError unless the data's tasks are those that are selected among, in their order, and of each
+    row."""
+    if run.unlabelled:
+        raise LorachainsError(f"{run.unlabelled} training rows {NEED_LABELS}")
     names, tasks = list(question.names), [task.name for task in run.tasks]
     if names != tasks:
         raise LorachainsError(f"what is selected among is {names}, but the data's tasks are {tasks}: give these alike")
