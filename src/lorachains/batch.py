@@ -64,7 +64,8 @@ class TokenBatch:
         position_ids: each token's place in its text.
         bounds: where each segment begins, and the end: `(segments + 1,)`. A segment is a text, a part of texts, or
             padding.
-        adapters: `(tokens / BLOCK,)` the adapter of each block, ascending; `None` if there is one adapter.
+        adapters: `(tokens / BLOCK,)` the adapter of each block, ascending; `None` if there is one adapter. Texts that
+            none is to serve count as those of one more, here and in all that follows.
         ends: `(experts,)` where each adapter's tokens end; `None` if there is one adapter.
         positions: where in the stream the token *before* each answer token is.
         targets: the answer tokens; IGNORED where the batch was filled up (`filling`).

@@ -38,8 +38,12 @@ def soft_weights(logits: Float[Tensor, "*any experts"], top_k: int | None = None
 def straight_through(logits: Float[Tensor, "*any experts"]) -> Float[Tensor, "*any experts"]:
     """One for the best expert and zero for the others, with the softmax's gradient."""
     soft = logits.softmax(-1)
-    hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
-    return hard + soft - soft.detach()
+    return hard_weights(soft) + soft - soft.detach()
+
+
+def hard_weights(logits: Float[Tensor, "*any experts"]) -> Float[Tensor, "*any experts"]:
+    """One for the best expert and zero for the others, without a gradient."""
+    return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
 
 
 def check_voters(voters: Sequence[int] | None, blocks: int) -> None:

@@ -1,79 +1,93 @@
-"""`python -m lorachains.evaluate run=DIR`: scores a run, a PEFT adapter (`adapter=DIR`) or a bare model on any task."""
+"""`python -m lorachains.evaluate run=DIR`: scores a run, a mixture made of one (`mixture=DIR`), a PEFT adapter
+(`adapter=DIR`) or a bare model on any task.
+
+It is the method's own test, over what the method has saved: of the same rows it gives a run's own metrics.
+"""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
 import torch
-from hydra.utils import instantiate
+from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import track
 
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
-from lorachains.corpus import prune_to, settle
-from lorachains.data import Serving, TaskDataModule
-from lorachains.data.demonstrations import check_number, demonstrated
+from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.errors import LorachainsError
-from lorachains.evaluation import candidate_losses, generate, generator, predict, summarise
+from lorachains.evaluation import summarise
+from lorachains.jobs import Job, loaded, stack
 from lorachains.loading import attach_adapter
-from lorachains.models import LanguageModel
-from lorachains.of_run import split_arguments, take_from_run
-from lorachains.packing import packs
-from lorachains.routing import Routing
+from lorachains.methods import Method
+from lorachains.of_run import SECTIONS, split_arguments, take_from_run
+from lorachains.peft_format import CONFIG, read_config
 from lorachains.run_folder import RunFolder
-from lorachains.scoring import answer_losses
+from lorachains.trainer import Trainer
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Prints the metrics of one split as JSON, and keeps them and the predictions in `output` if that is given."""
+    """Prints the metrics of one split as JSON, and keeps them, the predictions and pictures in `output` if given."""
+    _check(cfg)
+    method, data = _built(cfg)
+    trainer = Trainer(
+        accelerator=_device().type, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
+        callbacks=[RichProgressBar(console_kwargs={"stderr": True})],
+    )  # fmt: skip
+    trainer.test(method, RunsDataModule([data]), verbose=False)
+    method.model.eval()
+    [predictions] = method.predictions["test"]
+    output = RunFolder(Path(cfg.output)) if cfg.output else None
+    found = {f"test/{key}": value for key, value in summarise(predictions, data.tasks).items()}
+    found |= method.report(0, output.path if output else None)
+    metrics = {f"{cfg.split}/{key.removeprefix('test/')}": value for key, value in found.items()}
+    print(json.dumps(metrics, indent=2))
+    if output:
+        output.path.mkdir(parents=True, exist_ok=True)
+        output.write_predictions(predictions)
+        output.write_metrics(metrics)
+
+
+def _check(cfg: DictConfig) -> None:
     if cfg.split not in ("val", "test"):
         raise LorachainsError(f"split is {cfg.split!r}: choose val or test")
-    base = instantiate(cfg.model)
-    data = _data(cfg, base)
-    if base.prune_vocab:
-        base, before = prune_to(base, [data]), data
-        data = _data(cfg, base)
-        base = settle(base, [before], [data])
-    routing = attach_adapter(base, Path(cfg.adapter)).routing if cfg.adapter else Routing()
-    positions = getattr(base.model.config, "max_position_embeddings", None)
-    check_number("demonstrations", cfg.demonstrations)
-    if base.pruned and cfg.demonstrations:
-        raise LorachainsError("model.prune_vocab keeps the tokens of single rows: set it to false, or demonstrations=0")
-    data, _ = demonstrated(data, cfg.demonstrations, cfg.seed, positions)
-    data.check_fits(positions)
-    data.serve(Serving(), by_length=not packs(base.model))
-    loader = data.val_dataloader() if cfg.split == "val" else data.test_dataloader()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = base.model.eval().to(device)
-    continue_ = generator(base, routing, device.type == "cuda", data.stop)
-    predictions = []
-    for batch in track(loader, f"{cfg.split} rows", transient=True, console=Console(stderr=True)):
-        here = batch.to(device)
-        with torch.no_grad():
-            losses = candidate_losses(here.scored, answer_losses(model, here.scored)).tolist()
-        texts = generate(continue_, base.tokenizer, here.prompts, data.max_new_tokens) if here.prompts else []
-        predictions += predict(here, losses, texts, [data.tasks])
-    metrics = {f"{cfg.split}/{key}": value for key, value in summarise(predictions, data.tasks).items()}
-    print(json.dumps(metrics, indent=2))
-    if cfg.output:
-        folder = RunFolder(Path(cfg.output))
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_predictions(predictions)
-        folder.write_metrics(metrics)
+    if cfg.mixture is not None and "decision" not in cfg.method:
+        raise LorachainsError(f"mixture is {cfg.mixture}: give with it run=DIR, of the run of method=moa it is made of")
+    if cfg.demonstrations and "demonstrations" not in cfg.method:
+        raise LorachainsError(
+            f"demonstrations is {cfg.demonstrations}, but {cfg.run} has no single adapter: set it to 0"
+        )
 
 
-def _data(cfg: DictConfig, base: LanguageModel) -> TaskDataModule:
-    data: TaskDataModule = instantiate(cfg.data, tokenizer=base.tokenizer)
-    data.setup("test")
-    return data
+def _built(cfg: DictConfig) -> tuple[Method, TaskDataModule]:
+    """The method with what it has saved, and its data with the split in the place of the test rows."""
+    run = RunFolder(Path(cfg.run or "."))
+    base, data, [partial] = loaded([Job(cfg, run)])
+    base.model.eval().to(_device())
+    if "demonstrations" in cfg.method:
+        chain = attach_adapter(base, Path(cfg.adapter)) if cfg.adapter else None
+        method = stack([partial], base)
+        method.routing = chain.routing if chain else method.routing
+    else:
+        adapters = Path(cfg.mixture) if cfg.mixture else run.adapters if run.adapters.is_dir() else run.path
+        if "adapter" in cfg.method:
+            saved = read_config(next(adapters.glob(f"*/{CONFIG}"), adapters / CONFIG).parent)
+            partial.keywords["adapter"] = replace(saved, alora_invocation_tokens=None)  # routes activate adapters
+        method = stack([partial], base)
+        method.load(adapters)
+    [read] = method.reads(data).runs
+    return method, read.with_rows({"test": read.rows(cfg.split)}, read.tasks)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
-    """The command line. With `run=DIR`, what is said of `model.` and `data.` changes the run's own settings."""
-    sys.argv[1:], changes = split_arguments(sys.argv[1:])
+    """The command line. With `run=DIR`, what is said of `model.`, `data.` and `method.` changes the run's settings."""
+    sys.argv[1:], changes = split_arguments(sys.argv[1:], (*SECTIONS, "method"))
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="evaluate")
     @one_line_errors

@@ -13,8 +13,13 @@ from lorachains.transfer import load_adapter
 
 
 @torch.no_grad()
-def load_experts(chain: Chain, folders: Sequence[Path], base_name: str, base_fingerprint: str) -> None:
+def load_experts(
+    chain: Chain, folders: Sequence[Path], base_name: str, base_fingerprint: str, activated: bool = False
+) -> None:
     """Reads an adapter into each of the chain's experts, with its own alpha.
+
+    Args:
+        activated: see `read_adapter`.
 
     Raises:
         LorachainsError: an adapter is missing or damaged, was trained on another base, or has another rank or other
@@ -27,7 +32,7 @@ def load_experts(chain: Chain, folders: Sequence[Path], base_name: str, base_fin
             raise LorachainsError(
                 f"{folder} has rank {config.r}, but adapter.r is {chain.rank}: set adapter.r={config.r}"
             )
-        load_adapter(chain, folder, expert)
+        load_adapter(chain, folder, expert, activated)
         chain.configs[expert] = config
         for bank in chain.banks.values():
             bank.scaling[expert] = scaling(config, config.r)

@@ -121,7 +121,7 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
     take_device(first.trainer)
     reset_peak()
     seed_everything(first.seed, verbose=False)
-    base, data, methods = _loaded(jobs)
+    base, data, methods = loaded(jobs)
     method = stack(methods, base)
     check_adapted(base)
     checkpoint = checkpoint_of(jobs)
@@ -154,7 +154,7 @@ def _fork(jobs: Sequence[Job], data: TaskDataModule) -> Path | None:
     return fork(first.trainer, first.knots, data, checkpoint_of(trunks)) if trunks else None
 
 
-def _loaded(jobs: Sequence[Job]) -> tuple[LanguageModel, RunsDataModule, list[Any]]:
+def loaded(jobs: Sequence[Job]) -> tuple[LanguageModel, RunsDataModule, list[Any]]:
     """The base, pruned to the data if that is asked for, and what `_built` makes of it."""
     base: LanguageModel = instantiate(jobs[0].cfg.model)
     data, methods = _built(jobs, base)

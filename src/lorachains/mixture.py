@@ -18,15 +18,23 @@ from torch import Tensor
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.blocks import Blocks
 from lorachains.chain import Chain
-from lorachains.decisions import check_decision, check_voters, one_expert, soft_weights, straight_through
+from lorachains.decisions import (
+    check_decision,
+    check_voters,
+    hard_weights,
+    one_expert,
+    soft_weights,
+    straight_through,
+)
 from lorachains.generation import Generator, Sampling
 from lorachains.packing import hard_route, packs
 from lorachains.routers import Prompts, Routers, padded_prompts, stream_prompts
 from lorachains.routing import HardRoute, Route, SoftRoute
 from lorachains.scoring import answer_logits, answer_losses, mean_per_group
 
-Training = Literal["label", "straight_through", "soft"]
-"""Which way a training pass goes: by the label, or by the routers' decisions, with a gradient for these."""
+Training = Literal["label", "straight_through", "soft", "argmax"]
+"""Which way a training pass goes: by the label, or by the routers' decisions, with a gradient for these but for the
+last."""
 
 
 class Mixture:
@@ -61,25 +69,46 @@ class Mixture:
         return stream_prompts(batch) if packs(self.model) else padded_prompts(batch)
 
     @contextmanager
-    def training(self, batch: TokenBatch, way: Training) -> Iterator[tuple[Prompts, list[Tensor]]]:
-        """Within, a pass over the batch leaves each block's logits `(texts, experts)`, and goes its way by them."""
+    def training(
+        self, batch: TokenBatch, way: Training, unlabelled: Training = "soft"
+    ) -> Iterator[tuple[Prompts, list[Tensor]]]:
+        """Within, a pass over the batch leaves each block's logits `(texts, experts)`, and goes its way by them.
+
+        Args:
+            way: of texts with a label.
+            unlabelled: of those of no expert (`batch.adapters`), not by the label.
+        """
         prompts, bounds = self.prompts(batch)
+        some_unlabelled = len(batch.loads) > self.chain.experts
         logits: list[Tensor] = [torch.empty(0)] * len(self.blocks)
 
         def see(block: int, x: Tensor) -> None:
             found = logits[block] = self.routers.logits(block, x, prompts)
-            if way != "label":
-                of_text = straight_through(found) if way == "straight_through" else soft_weights(found, self.top_k)
-                rows = x.shape[0]
-                weights = prompts.spread(of_text, bounds).view(rows, -1, of_text.shape[-1])
+            if way != "label" or some_unlabelled:
+                of_text = self._weights(found, prompts, way)
+                if some_unlabelled:
+                    labelled = prompts.labelled(self.chain.experts).unsqueeze(1)
+                    of_text = torch.where(labelled, of_text, self._weights(found, prompts, unlabelled))
+                weights = prompts.spread(of_text, bounds).view(x.shape[0], -1, of_text.shape[-1])
                 self.blocks.routings[block].route = SoftRoute(weights)
 
         with self.blocks.watched(see):
-            if way == "label":
+            if way == "label" and not some_unlabelled:
                 yield prompts, logits
                 return
             with self.blocks.routed():
                 yield prompts, logits
+
+    def _weights(
+        self, logits: Float[Tensor, "texts experts"], prompts: Prompts, way: Training
+    ) -> Float[Tensor, "texts experts"]:
+        """What each expert counts for each text; nothing by a label that there isn't."""
+        if way == "label":
+            every = torch.arange(logits.shape[-1], device=logits.device)
+            return (prompts.owner.unsqueeze(1) == every).to(logits.dtype)
+        if way == "soft":
+            return soft_weights(logits, self.top_k)
+        return straight_through(logits) if way == "straight_through" else hard_weights(logits)
 
     @contextmanager
     def by_token(self) -> Iterator[list[Tensor]]:

@@ -108,12 +108,7 @@ def attach_mixture(base: LanguageModel, folder: Path, decision: str | None = Non
         chain_of(base, folder, about.names), POOLS[0] if about.by_token else about.pool,
         decision or about.decision, about.top_k, about.shared, about.voters,
     )  # fmt: skip
-    if weight.shape != mixture.routers.weight.shape:
-        raise LorachainsError(
-            f"{folder / ROUTER} has the shape {tuple(weight.shape)}, the model needs "
-            f"{tuple(mixture.routers.weight.shape)}: load the mixture with its own base"
-        )
-    put_weight(mixture, weight)
+    put_weight(mixture, weight, folder)
     return mixture, about
 
 
@@ -128,8 +123,17 @@ def chain_of(base: LanguageModel, folder: Path, names: list[str]) -> Chain:
 
 
 @torch.no_grad()
-def put_weight(mixture: Mixture, weight: Float[Tensor, "blocks experts hidden"]) -> None:
-    """Puts the routers' weights in place."""
+def put_weight(mixture: Mixture, weight: Float[Tensor, "blocks experts hidden"], folder: Path) -> None:
+    """Puts the routers' weights in place, as `read_routers` gives those of a folder.
+
+    Raises:
+        LorachainsError: they are of another model or of other experts.
+    """
+    if weight.shape != mixture.routers.weight.shape:
+        raise LorachainsError(
+            f"{folder / ROUTER} has the shape {tuple(weight.shape)}, the model needs "
+            f"{tuple(mixture.routers.weight.shape)}: load the mixture with its own base"
+        )
     mixture.routers.rows.copy_(weight.transpose(0, 1).flatten(1))
 
 

@@ -1,5 +1,6 @@
 """The settings of a finished run, taken up again with changes from the command line."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,29 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lorachains.answering.folder import FILE, SELECTOR_FILE, read_chain, read_selector
 from lorachains.errors import LorachainsError
+from lorachains.mixture_format import ABOUT, read_routers
 from lorachains.run_folder import RunFolder
 
 SECTIONS = ("model", "data")
+BEGINNINGS = ("start_from", "start_links", "start", "train", "experts")
+"""Settings of methods that say what training begins with."""
 
 
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+def split_arguments(arguments: list[str], sections: Sequence[str] = SECTIONS) -> tuple[list[str], list[str]]:
     """Sets apart what changes a setting of the run's own model or data, as `data.task=cb` beside `run=DIR`.
 
     Hydra would check it against the defaults. A section that is chosen anew (`data=superglue`) stays Hydra's.
+
+    Args:
+        sections: of the run's settings that can be changed.
 
     Returns:
         The arguments for Hydra, and the changes.
     """
     keys = [argument.lstrip("+").partition("=")[0] for argument in arguments]
-    own = [f"{section}." for section in SECTIONS if "run" in keys and section not in keys]
+    own = [f"{section}." for section in sections if "run" in keys and section not in keys]
     changes = [a for a, key in zip(arguments, keys, strict=True) if key.startswith(tuple(own))]
     return [argument for argument in arguments if argument not in changes], changes
 
@@ -31,17 +39,19 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
     """Puts the run's model, data, adapter and demonstrations into `cfg`, with the changes; a section chosen anew stays.
 
-    The model is the base, or what full fine-tuning has made of it.
+    The model is the base, or what full fine-tuning has made of it. Where more than one adapter answers, or tasks are
+    selected, the run's method comes along, to be loaded and not to be trained (`_loadable`).
 
-    Of model and data, what `cfg` has no place for is left out.
+    Of model, data and method, what `cfg` has no place for is left out.
 
     Raises:
-        LorachainsError: the folder holds no finished run, or one that selects tasks, or a change is of a setting that
-            the run doesn't have.
+        LorachainsError: the folder holds no finished run, or one that selects tasks and there is no place for a method,
+            or a change is of a setting that the run doesn't have.
     """
-    metrics = run.read_metrics()
+    run.read_metrics()
     before = run.read_config()
-    if "task_prompt" in before.method:
+    selects, several = "task_prompt" in before.method, "adapter" in before.method and run.adapters.is_dir()
+    if selects and "method" not in cfg:
         raise LorachainsError(
             f"{run.path} selects tasks: its figures are in metrics.json, and lorachains.generate makes use of it"
         )
@@ -56,12 +66,34 @@ def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
     chosen = {argument.partition("=")[0] for argument in HydraConfig.get().overrides.task}
     for section in set(SECTIONS) & set(cfg) - chosen:
         cfg[section] = before[section]
-    if "model/trainable_parameters" in metrics and "model" not in chosen:
+    if run.model.is_dir() and "model" not in chosen:
         cfg.model = _own_model(run.model, before.model)
-    if "adapter" in before.method:
+    if "method" in cfg and cfg.adapter is None and (selects or several):
+        cfg.method = _loadable(before.method, run, cfg.mixture)
+    elif "adapter" in before.method:
         cfg.adapter = cfg.adapter or str(run.adapter)
     if "demonstrations" in before.method and "demonstrations" not in chosen:
         cfg.demonstrations, cfg.seed = before.method.demonstrations, before.seed
+
+
+def _loadable(method: DictConfig, run: RunFolder, mixture: str | None) -> dict[str, Any]:
+    """The `method` section from which a run's method is built without what its training began with.
+
+    Its names are those of what is in the run's folder, or in a mixture's, whatever the data's tasks are now.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(method, resolve=True)  # type: ignore[assignment]
+    settings |= {key: None for key in BEGINNINGS if key in settings}
+    if isinstance(rates := settings["optim"]["lr"], list):
+        settings["optim"]["lr"] = rates[0]  # one for each adapter; there may be others now
+    if run.classifier.is_dir():
+        settings["encoder"] = str(run.classifier.resolve())
+    if mixture is not None or (run.adapters / ABOUT).is_file():
+        settings["names"] = read_routers(Path(mixture or run.adapters))[0].names
+    elif (run.path / FILE).is_file():
+        settings["names"] = read_chain(run.path).tasks
+    elif (run.path / SELECTOR_FILE).is_file():
+        settings["names"] = read_selector(run.path).tasks
+    return settings
 
 
 def _own_model(folder: Path, base: DictConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Prompts:
         inside: which tokens are a text's prompt; none of a text that is only padding. Tokens are those of the stream,
             or all rows' one after the other.
         last: the place of each prompt's last token; -1 without one.
-        owner: the adapter that serves each text.
+        owner: the adapter that serves each text; one more than there are, of a text of none.
     """
 
     inside: Bool[Tensor, "texts tokens"]
@@ -43,6 +43,10 @@ class Prompts:
     def there(self) -> Bool[Tensor, " texts"]:
         """Which texts have a prompt."""
         return self.last >= 0
+
+    def labelled(self, experts: int) -> Bool[Tensor, " texts"]:
+        """Which texts are of one of so many experts."""
+        return self.owner < experts
 
     def weights(self, pool: str, dtype: torch.dtype) -> Float[Tensor, "texts tokens"]:
         """Of each token in a text's pool."""
@@ -162,13 +166,14 @@ def router_losses(
 ) -> Float[Tensor, " experts"]:
     """The routers' cross-entropy (nats) on the domain label, its mean over blocks and over the batch's texts.
 
-    Each text counts once, however long it is.
+    Each text counts once, however long it is; one without a label doesn't.
 
     Returns:
         Each domain's part of it: they add up to the mean over all texts.
     """
-    labels = prompts.owner.expand(len(logits), -1)
+    owner = prompts.owner.clamp(max=experts - 1)
+    labels = owner.expand(len(logits), -1)
     each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(0)
-    counted = prompts.there.to(each.dtype)
-    parts = each.new_zeros(experts).index_add(0, prompts.owner, each * counted)
+    counted = (prompts.there & prompts.labelled(experts)).to(each.dtype)
+    parts = each.new_zeros(experts).index_add(0, owner, each * counted)
     return parts / counted.sum().clamp(min=1)

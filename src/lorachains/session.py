@@ -102,6 +102,7 @@ class Session:
         if writes():
             folder.write_predictions(self.method.predictions["test"][run])
         names, metrics = self.method.names, self.method.save(run, folder)
+        metrics |= self.method.report(run, folder.path)
         for i, name in enumerate(names):
             expert, of = run * len(names) + i, "" if len(names) == 1 else f"{name}/"
             moment = self.method.best.best[expert]
@@ -114,8 +115,9 @@ class Session:
         memory = {"run/peak_memory_bytes": max(peaks)} if peaks else {}
         each = len(self.method.names)
         own = range(run * each, (run + 1) * each)
-        tokens = self.throughput.counts[own.start : own.stop]
-        flops = self.flops.metrics(run, self.method.names, self.throughput.seconds)
+        counts, bank = self.throughput.counts, self.method.serving.bank
+        tokens = counts[own.start : own.stop] + counts[bank:]  # and what none of a run's own adapters was to serve
+        flops = self.flops.metrics(run, self.method.names, self.throughput.seconds, bank)
         times = {
             "train/optimizer_steps": self.method.own_steps(own, self.trainer.global_step),
             "train/tokens": sum(tokens),

@@ -40,7 +40,7 @@ def test_a_runs_flops_are_those_of_its_passes(mode: str) -> None:
     measured = Measured(method)
     fit(method, callbacks=[count])
     assert len(cola(method).chain.ranks) == 2
-    found = count.metrics(0, ["adapter"], seconds=2.0)
+    found = count.metrics(0, ["adapter"], seconds=2.0, bank=1)
     assert found["train/flops"] == measured.flops
     assert found["train/flops_per_second"] == measured.flops / 2
 
@@ -54,7 +54,7 @@ def test_stepping_down_saves_what_the_ranks_say(mode: str) -> None:
         passes = Measured(method)
         count = FlopsCount()
         fit(method, callbacks=[count])
-        counts.append(count.metrics(0, ["adapter"], 1.0))
+        counts.append(count.metrics(0, ["adapter"], 1.0, 1))
     each = sum(bank.in_features + bank.out_features for bank in method.chain.banks.values())
     rows = [[len(text) + 1 for text in batch.input_ids.split(batch.lengths)] for batch in passes.batches]
     saved = sum(6 * each * (8 - rank) * len(texts) * max(texts) for texts, rank in zip(rows, passes.ranks, strict=True))
@@ -68,13 +68,13 @@ def test_each_of_several_adapters_has_its_own() -> None:
     count = FlopsCount()
     both = make_method(names=["one", "two"])
     fit(both, callbacks=[count], tasks=["one", "two"])
-    found = count.metrics(0, both.names, 1.0)
+    found = count.metrics(0, both.names, 1.0, len(both.names))
     whole = FlopsCount()
     fit(make_method(), callbacks=[whole], tasks=["one", "two"])
     for key in ("flops", "flops_6n"):
         assert found[f"train/{key}"] == found[f"train/one/{key}"] + found[f"train/two/{key}"]
         assert found[f"train/one/{key}"] > 0 < found[f"train/two/{key}"]
-    assert found["train/flops"] == whole.metrics(0, ["adapter"], 1.0)["train/flops"]
+    assert found["train/flops"] == whole.metrics(0, ["adapter"], 1.0, 1)["train/flops"]
 
 
 def test_unknown_weights_leave_the_count_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,6 +84,6 @@ def test_unknown_weights_leave_the_count_out(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING, "lorachains"):
         fit(make_method(base=base), callbacks=[count])
     assert "train/flops is left out: the products of model.conv.weight aren't known" in caplog.text
-    found = count.metrics(0, ["adapter"], 1.0)
+    found = count.metrics(0, ["adapter"], 1.0, 1)
     assert set(found) == {"train/flops_6n"}
     assert found["train/flops_6n"] > 0

@@ -86,10 +86,3 @@ def test_wrong_arguments(arguments: list[str], says: str, train: Train, evaluate
     code, _, err = evaluate(*arguments)
     assert code == 1
     assert says in err
-
-
-def test_a_run_that_selects_tasks_answers_nothing(train: Train, evaluate: Evaluate) -> None:
-    assert train("method=selector", "data.tasks=[chain_sum,syllogism]", "hydra.run.dir=run").code == 0
-    code, _, err = evaluate("run=run")
-    assert code == 1
-    assert "run selects tasks: its figures are in metrics.json" in err

@@ -13,6 +13,7 @@ from lorachains.config import conf_dir
 from lorachains.data import TaskDataModule
 from lorachains.data.instruction_sets import FIREFLY
 from lorachains.data.statistics import token_counts
+from lorachains.data.tokens import NO_TASK
 from lorachains.errors import LorachainsError
 from lorachains.models import byte_tokenizer
 
@@ -135,6 +136,42 @@ def test_half_a_character_is_refused_with_its_row(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"input": "x", "output": "y"}\n{"input": "x\\ud83d", "output": "y"}\n')
     with pytest.raises(hydra.errors.InstantiationException, match=r"a.jsonl:2: field .input. is .x\\+ud83d"):
         _module("+data=instructions", f"data.path={tmp_path}")
+
+
+def _unlabelled(tmp_path: Path, *overrides: str) -> TaskDataModule:
+    """Labelled rows, and such as have null for a label or none: of other texts, and of texts of labelled rows."""
+    whole: list[dict[str, Any]] = [{"task": t, "input": f"{t} {i}", "output": "x"} for t in "ab" for i in range(20)]
+    free: list[dict[str, Any]] = [{"task": None, "input": f"free {i}", "output": "y"} for i in range(6)]
+    free += [{"input": f"A  {i}", "output": "y"} for i in range(20)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*free, *whole]))
+    return _module("+data=instructions", f"data.path={path}", *overrides)
+
+
+def test_rows_without_a_label_are_trained_on_if_they_may_be(tmp_path: Path) -> None:
+    """Behind all others, which stay where they are; never a text that is validated or tested on."""
+    whole, free = _own(tmp_path, "data.train_size=11"), _unlabelled(tmp_path, "data.unlabelled=true")
+    free.setup()
+    rows = free.rows("train")
+    assert free.unlabelled == 6 + 12 == sum(row.task == NO_TASK for row in rows)
+    assert [row.task == NO_TASK for row in rows] == [False] * 24 + [True] * 18
+    held = {row.example.prompt for split in _SPLITS[1:] for row in free.rows(split)}
+    assert not held & {row.example.prompt.replace("A  ", "a ") for row in rows}
+    assert free.task_names == ["a", "b"]
+    assert all(row.task >= 0 for split in _SPLITS[1:] for row in free.rows(split))
+    plain = _unlabelled(tmp_path, "data.unlabelled=true", "data.train_size=5")
+    plain.setup()
+    assert [row.example for row in plain.rows("train")[-5:]] == [row.example for row in rows[24:29]]
+    whole.setup()
+    for more, less in zip(free.splits, whole.splits, strict=True):
+        assert [e.prompt for e in more.test] == [e.prompt for e in less.test], "labelled rows stay where they are"
+
+
+def test_rows_without_a_label_are_refused_if_they_may_not_be(tmp_path: Path) -> None:
+    with pytest.raises(hydra.errors.InstantiationException, match=r"rows.jsonl:1: field 'task' is null"):
+        _unlabelled(tmp_path)
+    with pytest.raises(hydra.errors.InstantiationException, match=r"data.unlabelled is 3"):
+        _unlabelled(tmp_path, "data.unlabelled=3")
 
 
 def test_rows_without_a_label_go_by_their_files_names(tmp_path: Path) -> None:

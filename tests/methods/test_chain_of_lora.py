@@ -151,7 +151,7 @@ def test_chains_of_several_seeds_are_trained_side_by_side(tmp_path: Path) -> Non
         (["method.train=[one]"], "give its folder as method.start"),
         (["method.train=one"], "give its folder as method.start"),
         (["+method.task_names.other=x"], "names other: the tasks are one, few, free"),
-        (["method.names=[one,other,free]"], "the data's tasks are ['one', 'few', 'free']: leave it null"),
+        (["method.names=[one,other,free]"], "the data's tasks are ['one', 'few', 'free']: give these alike"),
         (["method.selector_batch_size=0"], "method.selector_batch_size is 0"),
         (["method.start=/nowhere"], "holds no chain: chain.json is missing"),
     ],

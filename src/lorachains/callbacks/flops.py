@@ -59,19 +59,20 @@ class FlopsCount(L.Callback):
         if self.counted is not None:
             self.counted = _added(self.counted, [counted(now, load) for load in batch.loads])
 
-    def metrics(self, run: int, names: Sequence[str], seconds: float) -> dict[str, float]:
+    def metrics(self, run: int, names: Sequence[str], seconds: float, bank: int) -> dict[str, float]:
         """A run's FLOPs, and those of each of its adapters if it has several; FLOPs a second are those of all runs.
 
         Args:
             names: of the run's adapters.
             seconds: spent in training.
+            bank: adapters of all runs; what is counted behind them is of rows without a label, of a run alone.
         """
         metrics: dict[str, float] = {}
         for key, all_of in (("flops", self.counted), ("flops_6n", self.estimated)):
             if all_of is None:
                 continue
             own = all_of[run * len(names) : (run + 1) * len(names)]
-            metrics[f"train/{key}"] = sum(own)
+            metrics[f"train/{key}"] = sum(own) + sum(all_of[bank:])
             if len(names) > 1:
                 metrics |= {f"train/{name}/{key}": flops for name, flops in zip(names, own, strict=True)}
         if self.counted is not None:

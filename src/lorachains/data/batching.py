@@ -96,6 +96,11 @@ class EpochBatches(Sampler[list[int]]):
         """How many batches of the epoch that comes next were given already."""
         return 0 if self._begun else self._given
 
+    @property
+    def place(self) -> int:
+        """That of the last batch given among those of its epoch."""
+        return self._given - 1
+
     def __len__(self) -> int:
         return self.mixture.batches(self.tasks or [0] * len(self.lengths), self.batch_size)
 

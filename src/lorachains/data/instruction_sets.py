@@ -16,10 +16,10 @@ from lorachains.data import templates
 from lorachains.data.exams import exam_metrics
 from lorachains.data.files import files_in, read_rows
 from lorachains.data.hub import HubSet
-from lorachains.data.instructions import Columns, Record, records, superni_rows
+from lorachains.data.instructions import UNLABELLED, Columns, Record, records, superni_rows
 from lorachains.data.module import TaskDataModule
 from lorachains.data.overlap import bleu, rouge_l
-from lorachains.data.partition import Parts, partition
+from lorachains.data.partition import Parts, partition, unseen
 from lorachains.data.protocol import Sizes, Splits
 from lorachains.data.rows import Row
 from lorachains.data.tasks import Example, Metric, Task, matches
@@ -45,7 +45,10 @@ class Instructions:
     def __init__(
         self, found: Iterable[Record], prompt: templates.Template, shares: Sequence[float], generate: bool
     ) -> None:
-        self.records, self.prompt, self.shares = list(found), prompt, shares
+        listed = list(found)
+        self.records = [record for record in listed if record.task != UNLABELLED]
+        self._without = [record for record in listed if record.task == UNLABELLED]
+        self.prompt, self.shares = prompt, shares
         self.template = prompt("{instruction}")
         self.generate = generate
         self.names = sorted({record.task for record in self.records})
@@ -65,14 +68,24 @@ class Instructions:
 
     def load(self, name: str, sizes: Sizes, seed: int) -> tuple[Task, Splits]:
         """See `Source.load`."""
-        if seed not in self._parts:
-            self._parts[seed] = partition(self.records, self.shares, seed)
         caps = (sizes.train, sizes.val, sizes.test)
         parts = [
             [self.example(record) for record in part[:cap]]
-            for part, cap in zip(self._parts[seed][name], caps, strict=True)
+            for part, cap in zip(self._partition(seed)[name], caps, strict=True)
         ]
         return self._task(name), Splits(*parts)
+
+    def unlabelled(self, sizes: Sizes, seed: int) -> list[Example]:
+        """Training rows without a label: those whose text is in no other split."""
+        if not self._without:
+            return []
+        chosen = unseen(self._without, self._partition(seed).values(), seed)
+        return [self.example(record) for record in chosen[: sizes.train]]
+
+    def _partition(self, seed: int) -> dict[str, Parts]:
+        if seed not in self._parts:
+            self._parts[seed] = partition(self.records, self.shares, seed)
+        return self._parts[seed]
 
     def _task(self, name: str) -> Task:
         """With its metrics, if answers are generated."""
@@ -90,17 +103,22 @@ class Instructions:
 
 
 def instructions(
-    tokenizer: PreTrainedTokenizerBase, *, path: str | None, columns: Mapping[str, str | None], **settings: Any
-) -> TaskDataModule:
-    """A user's own rows, of a file or of a folder's files. Where rows have no label, their file's name is one.
+    tokenizer: PreTrainedTokenizerBase, *, path: str | None, columns: Mapping[str, str | None],
+    unlabelled: bool = False, **settings: Any,
+) -> TaskDataModule:  # fmt: skip
+    """A user's own rows, of a file or of a folder's files. Where no row of a file has a label, its name is one.
+
+    Args:
+        unlabelled: whether rows may lack the label that others of their file have, for training.
 
     Raises:
         LorachainsError: there is no such file, or a bad row in it.
     """
     if path is None:
         raise LorachainsError("data.path is null: give a file or a folder of rows")
+    check_switch("data.unlabelled", unlabelled)
     files = files_in(Path(path), "data.path")
-    found = (record for file in files for record in records(read_rows(file), columns, file.stem, str(file)))
+    found = (r for file in files for r in records(read_rows(file), columns, file.stem, str(file), unlabelled))
     return _module(tokenizer, found, **settings)
 
 
@@ -125,16 +143,20 @@ def superni(
     return _module(tokenizer, map(Columns().record, rows), **settings)
 
 
-def moa(tokenizer: PreTrainedTokenizerBase, *, root: str | None, language: str, **settings: Any) -> TaskDataModule:
+def moa(
+    tokenizer: PreTrainedTokenizerBase, *, root: str | None, language: str, unlabelled: bool = False, **settings: Any
+) -> TaskDataModule:
     """MoA's eight domains (Tab. 1): `root`/moa/*.jsonl, or `root`/moa_en/*.jsonl for the English ones.
 
     Args:
         language: "zh" for Chinese and English mixed, as in the paper, or "en".
+        unlabelled: whether rows may lack their domain, for training.
     """
     if language not in ("zh", "en"):
         raise LorachainsError(f"data.language is {language!r}: choose zh (mixed, as in the paper) or en")
+    check_switch("data.unlabelled", unlabelled)
     rows = _rows(root, "moa" if language == "zh" else "moa_en")
-    return _module(tokenizer, map(Columns(task="domain").record, rows), **settings)
+    return _module(tokenizer, map(Columns(task="domain", unlabelled=unlabelled).record, rows), **settings)
 
 
 def _folder(root: str | None, name: str) -> Path:

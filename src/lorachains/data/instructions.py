@@ -26,13 +26,16 @@ NAMES = {
 }
 """Each column's usual names: Alpaca's, Firefly's, MoA's, Dolly's, ShareGPT's. The first that is there is taken."""
 
+UNLABELLED = ""
+"""The label of a row that has none."""
+
 
 @dataclass(frozen=True)
 class Record:
     """One row of an instruction set.
 
     Attributes:
-        task: its label.
+        task: its label; UNLABELLED where it has none.
         instruction: what is to be done, "" where the input says it.
         input: what it is to be done with, "" where the instruction says all.
         answers: those accepted, at least one; the first is trained on.
@@ -61,6 +64,7 @@ class Columns:
         task: the label's column; None where all rows have the one in `label`.
         conversations: ShareGPT's turns, in place of the instruction, input and output: the first question and answer.
         letters: those of the right options, beside an output that says more.
+        unlabelled: whether a row may lack its label, or have null in its place.
     """
 
     task: str | None = "task"
@@ -70,6 +74,7 @@ class Columns:
     conversations: str | None = None
     letters: str | None = "answer"
     label: str = ""
+    unlabelled: bool = False
 
     def record(self, row: Row) -> Record:
         """The row as a record. Raises `LorachainsError` with the row's source where a field is missing or wrong."""
@@ -83,19 +88,26 @@ class Columns:
             raise LorachainsError(f"{row.source}: instruction and input are empty: give one of them or delete the row")
         if not all(answers):
             raise LorachainsError(f"{row.source}: an answer is empty: give one or delete the row")
-        task = row.text(self.task).strip() if self.task else self.label
         letters = right_letters(row.values.get(self.letters)) if self.letters else ""
         accepted = tuple(dict.fromkeys(answers))
-        return Record(_checked(task, row.source), instruction, input, accepted, row.source, letters)
+        return Record(self._label(row), instruction, input, accepted, row.source, letters)
+
+    def _label(self, row: Row) -> str:
+        if self.unlabelled and self.task and "." not in self.task and row.values.get(self.task) is None:
+            return UNLABELLED
+        return _checked(row.text(self.task).strip() if self.task else self.label, row.source)
 
 
-def find_columns(names: Iterable[str], given: Mapping[str, str | None], label: str, source: str) -> Columns:
+def find_columns(
+    names: Iterable[str], given: Mapping[str, str | None], label: str, source: str, unlabelled: bool = False
+) -> Columns:
     """The columns of a file: those given, and the usual ones of what isn't.
 
     Args:
         names: of all fields that its rows have.
         label: of all rows, where there is no column of labels.
         source: the file, for errors.
+        unlabelled: see `Columns`.
 
     Raises:
         LorachainsError: a column that is given isn't there, or there is none of requests, or none of answers.
@@ -119,14 +131,16 @@ def find_columns(names: Iterable[str], given: Mapping[str, str | None], label: s
             f"{shown}, and none is known as a request or as an answer: "
             "name them with data.columns.instruction, data.columns.input and data.columns.output"
         )
-    return Columns(**found, label=label)
+    return Columns(**found, label=label, unlabelled=unlabelled)
 
 
-def records(rows: Iterable[Row], given: Mapping[str, str | None], label: str, source: str) -> list[Record]:
+def records(
+    rows: Iterable[Row], given: Mapping[str, str | None], label: str, source: str, unlabelled: bool = False
+) -> list[Record]:
     """The records of one file's rows; see `find_columns`."""
     listed = list(rows)
     names = dict.fromkeys(name for row in listed for name in row.values)
-    return list(map(find_columns(names, given, label, source).record, listed)) if listed else []
+    return list(map(find_columns(names, given, label, source, unlabelled).record, listed)) if listed else []
 
 
 def superni_rows(path: Path, definition: bool) -> Iterator[Row]:

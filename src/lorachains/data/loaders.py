@@ -65,7 +65,7 @@ class Loaders:
         return self.serving.bank == 1 or (self.serving.experts == 1 and len(lengths) == 1)
 
     def presence(self, steps: int, batches: int) -> Bool[Tensor, "steps adapters"]:
-        """Which adapters have rows in each optimizer step from the first on.
+        """Which adapters have rows in each optimizer step from the first on: all, where a row is of no adapter.
 
         Args:
             steps: so many.
@@ -80,16 +80,23 @@ class Loaders:
             epoch = islice(loader.batches, batches)
             while step < steps and (of_step := list(islice(epoch, self.accumulate))):
                 rows = [loader.rows[place] for batch in of_step for place in batch]
-                found[step, self.serving.adapters(rows)] = True
+                owners = set(self.serving.adapters(rows) or ())
+                found[step, [owner for owner in range(bank) if owner in owners or bank in owners]] = True
                 step += 1
         return found
 
     def largest(self, epochs: int) -> tuple[TokenBatch, EvalBatch]:
-        """The batches with the most tokens: of so many epochs of training, and of all evaluation."""
+        """The batches with the most tokens: of so many epochs of training, and of all evaluation.
+
+        Without rows of no adapter, with which no training begins.
+        """
         loader, best, most = self.train(), [(0, 0)], 0
         sizes = [[row.length for row in run.rows("train")] for run in self.runs]
+        free = {(i, place) for i, run in enumerate(self.runs) for place, row in enumerate(run.rows("train"))
+                if self.serving.adapters([(i, row)]) == [self.serving.bank]}  # fmt: skip
         for _ in range(epochs):
-            for batch in loader.batches:
+            for given in loader.batches:
+                batch = [place for place in given if place not in free]
                 if (size := sum(sizes[run][row] for run, row in self.share.take(batch))) > most:
                     best, most = batch, size
         splits = [

@@ -11,9 +11,9 @@ from lorachains.data.batching import EpochBatches
 from lorachains.data.mixing import Mixture
 from lorachains.data.protocol import Sizes, Source, Splits, positive
 from lorachains.data.runs import Served
-from lorachains.data.streams import Stream
+from lorachains.data.streams import Beside, Since, Stream
 from lorachains.data.tasks import Task
-from lorachains.data.tokens import Encoded, Serving, encode_eval, encode_train
+from lorachains.data.tokens import NO_TASK, Encoded, Serving, encode_eval, encode_train
 from lorachains.errors import LorachainsError
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class TaskDataModule(Served):
         splits: each task's examples.
         counts: split to task name to number of examples.
         truncated: split to the number of examples whose prompt was cut.
+        since: from which epoch on training has rows of no task.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class TaskDataModule(Served):
         self.truncated: dict[str, int] = {}
         self._rows: dict[str, list[Encoded]] = {}
         self._apart: list[int] = []
+        self.since = Since()
         self.serve(Serving(), by_length=False)
 
     def setup(self, stage: str | None = None) -> None:
@@ -101,7 +103,16 @@ class TaskDataModule(Served):
         rows = {split: self._encode(split) for split in ("train", "val", "test")}
         for split, encoded in rows.items():
             self._report(split, encoded)
+        rows["train"] += self._encode_unlabelled()
         self._rows = rows
+
+    def _encode_unlabelled(self) -> list[Encoded]:
+        """Training rows of no task, behind all others; of a source that has some."""
+        examples = self.source.unlabelled(self.sizes, self.seed) if hasattr(self.source, "unlabelled") else []
+        rows = encode_train(self.tokenizer, examples, NO_TASK, self.max_length, self.long_answers == "drop")
+        if examples:
+            log.info("train rows without a label: %d", len(rows))
+        return rows
 
     def _encode(self, split: str) -> list[Encoded]:
         rows: list[Encoded] = []
@@ -157,28 +168,39 @@ class TaskDataModule(Served):
         return self._rows[split]
 
     def batches(self, by_length: bool = False) -> EpochBatches:
-        """The training batches of one epoch after another.
+        """The training batches of one epoch after another, of the rows with a task.
 
         Args:
             by_length: whether rows of similar length share a batch.
         """
-        rows = self._rows["train"]
+        rows = self._rows["train"][: self._labelled]
         lengths, tasks = [row.length for row in rows], [row.task for row in rows]
         return EpochBatches(lengths, self.batch_size, self.order_seed, by_length, tasks, self.mixture)
+
+    @property
+    def _labelled(self) -> int:
+        return sum(row.task != NO_TASK for row in self._rows["train"])
+
+    @property
+    def unlabelled(self) -> int:
+        """How many training rows have no task."""
+        return len(self._rows["train"]) - self._labelled
 
     def longest(self) -> int:
         """Tokens of the longest text."""
         return max(row.length for split in self._rows.values() for row in split)
 
     def streams(self, run: int, by_length: bool) -> list[Stream]:
-        """The training rows that share batches: all, or each task's (`with_rows`).
+        """The training rows that share batches: all, or each task's (`with_rows`). Those of no task stand beside all.
 
         Args:
             run: its number.
             by_length: whether rows of similar length share a batch.
         """
         if not self._apart:
-            return [Stream(run, range(len(self._rows["train"])), self.batches(by_length))]
+            free = range(self._labelled, len(self._rows["train"]))
+            beside = Beside(free, self.batch_size, self.order_seed, self.since)
+            return [Stream(run, range(self._labelled), self.batches(by_length), beside)]
         rows = self._rows["train"]
         places = [[i for i, row in enumerate(rows) if row.task == task] for task in range(len(self._apart))]
         return [

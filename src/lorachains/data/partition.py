@@ -47,6 +47,12 @@ def partition(records: Iterable[Record], shares: Sequence[float], seed: int) -> 
     return dict(sorted(parts.items()))
 
 
+def unseen(records: Iterable[Record], parts: Iterable[Parts], seed: int) -> list[Record]:
+    """Those of some records that share no text with what is validated or tested on, in an order that the seed gives."""
+    held = {text for _, val, test in parts for record in (*val, *test) for text in _texts(record)}
+    return sorted((r for r in records if not held & _texts(r)), key=lambda r: (_drawn(seed, _own(r)), r.source))
+
+
 def same_text(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records that have a text in common, be it the input alone or all that is asked; case and white space don't count.
 
@@ -67,6 +73,10 @@ def same_text(records: Iterable[Record]) -> dict[str, list[Record]]:
     for record in listed:
         groups[top(_own(record))].append(record)
     return {min(map(_own, group)): group for group in groups.values()}
+
+
+def _texts(record: Record) -> set[str]:
+    return {_own(record), _plain(record.request)}
 
 
 def _own(record: Record) -> str:

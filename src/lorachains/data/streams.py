@@ -4,8 +4,10 @@ Each stream goes through its own rows in its own batches (`EpochBatches`), and t
 sees; several devices share each of these.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,37 @@ from lorachains.data.tokens import Encoded
 Item = TypeVar("Item")
 
 
+@dataclass
+class Since:
+    """The epoch from which on something is done."""
+
+    epoch: float = 0
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Rows that stand beside the batches of a stream, spread evenly over an epoch's, in another order in each.
+
+    Args:
+        rows: their places among the run's rows.
+        most: rows beside one batch. Where there are too many, an epoch has some of them.
+        seed: of the order.
+        since: in epochs before they are left out.
+    """
+
+    rows: range
+    most: int
+    seed: int
+    since: Since
+
+    def batch(self, epoch: int, place: int, batches: int) -> list[int]:
+        """The rows beside one of so many batches of an epoch."""
+        if not self.rows or epoch < self.since.epoch:
+            return []
+        order = _shuffled(self.rows, f"{self.seed}/beside/{epoch}")
+        return order[place * len(order) // batches : (place + 1) * len(order) // batches][: self.most]
+
+
 @dataclass(frozen=True)
 class Stream:
     """Training rows that share batches, gone through in an order of their own.
@@ -26,11 +59,25 @@ class Stream:
         run: whose rows they are.
         rows: their places among the run's rows.
         batches: of places in `rows`.
+        beside: rows of the run beside them.
     """
 
     run: int
     rows: Sequence[int]
     batches: EpochBatches
+    beside: Beside | None = None
+
+    def take(self, batch: Iterator[list[int]]) -> list[tuple[int, int]]:
+        """The next batch, with what stands beside it, as (run, row) pairs."""
+        rows = [self.rows[row] for row in next(batch)]
+        if self.beside is not None:
+            rows += self.beside.batch(self.batches.epoch, self.batches.place, len(self.batches))
+        return [(self.run, row) for row in rows]
+
+
+@lru_cache(maxsize=1)
+def _shuffled(rows: range, seed: str) -> list[int]:
+    return random.Random(seed).sample(rows, len(rows))
 
 
 def turns(lengths: Sequence[int], accumulate: int = 1) -> list[list[int]]:
@@ -87,7 +134,7 @@ class RunsBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         start, batches = self._longest.start, [iter(stream.batches) for stream in self.streams]
         for turn in self._turns[start:]:
-            yield [(self.streams[i].run, self.streams[i].rows[row]) for i in turn for row in next(batches[i])]
+            yield [row for i in turn for row in self.streams[i].take(batches[i])]
 
 
 class RunsRows(Dataset[tuple[int, Encoded]]):

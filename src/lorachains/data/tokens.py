@@ -14,13 +14,15 @@ from lorachains.data.tasks import Example
 from lorachains.data.texts import Text, read
 from lorachains.errors import LorachainsError
 
+NO_TASK = -1
+
 
 @dataclass(frozen=True)
 class Encoded:
     """An example with its texts: one for each candidate that is scored, or the gold answer alone.
 
     Attributes:
-        task: index of the example's task in the data module's `tasks`.
+        task: index of the example's task in the data module's `tasks`; NO_TASK of a training row without one.
         prompt: the prompt without an answer, to generate from; None where nothing is generated.
     """
 
@@ -87,10 +89,15 @@ class Serving:
         return self.runs * self.experts
 
     def adapters(self, rows: Sequence[tuple[int, Encoded]]) -> list[int] | None:
-        """The adapter of each row of a run; `None` if the bank has one."""
+        """The adapter of each row of a run; `None` if the bank has one.
+
+        One more than there are, of a row without a task, where adapters have tasks of their own.
+        """
         if self.bank == 1:
             return None
-        return [run * self.experts + (row.task if self.experts > 1 else 0) for run, row in rows]
+        if self.experts == 1:
+            return [run for run, _ in rows]
+        return [self.bank if row.task == NO_TASK else run * self.experts + row.task for run, row in rows]
 
 
 class AnswerTooLong(LorachainsError):
@@ -205,8 +212,10 @@ def prompt_of(row: Encoded) -> list[int]:
 
 
 def collate_train(rows: Sequence[tuple[int, Encoded]], serving: Serving, pad: int) -> TokenBatch:
-    """The gold texts of the rows, each with its run."""
-    return pack([row.choices[0] for _, row in rows], serving.adapters(rows), pad, serving.bank)
+    """The gold texts of the rows, each with its run. Those of no adapter are a group behind all others."""
+    owners = serving.adapters(rows)
+    groups = max([serving.bank, *(owner + 1 for owner in owners or ())])
+    return pack([row.choices[0] for _, row in rows], owners, pad, groups)
 
 
 def collate_eval(

@@ -26,7 +26,7 @@ from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
 from lorachains.methods.lora import Lora
 from lorachains.methods.routed_answers import routed_metrics
-from lorachains.methods.selectors import question_of
+from lorachains.methods.selectors import check_tasks, question_of
 from lorachains.models import LanguageModel
 from lorachains.optim import Optim
 from lorachains.parallel import writes
@@ -108,8 +108,7 @@ class ChainOfLora(Lora):
         return RunsDataModule([self._beside(run) for run in data.runs])
 
     def _beside(self, run: TaskDataModule) -> TaskDataModule:
-        if (tasks := [task.name for task in run.tasks]) != self.tasks:
-            raise LorachainsError(f"method.names is {self.tasks}, but the data's tasks are {tasks}: leave it null")
+        check_tasks(self.question, run)
         invoked = {name: self.invocation_of(name, run) for name in self.names}
         for name, folder in self.kept.items():
             check_invoked(folder, invoked[name], f"method.activated={self.activated}")
@@ -147,19 +146,30 @@ class ChainOfLora(Lora):
 
     # -- what is kept --------------------------------------------------------------------------------------------------
 
-    def save(self, run: int, folder: RunFolder) -> dict[str, float]:
-        """Writes a run's adapters, `chain.json`, and what `routed_metrics` tells."""
-        metrics = super().save(run, folder)
+    def _settings(self, run: int) -> ChainFile:
         data = self.data.runs[run]
-        settings = ChainFile(
+        return ChainFile(
             self.base.name, dict(self.question.names), self.question.prompt, data.template, data.max_length,
             self.selection, self.threshold, self.fallback, data.tasks[0].stop, self.activated,
         )  # fmt: skip
-        found, confusion = routed_metrics(self, run, settings)
+
+    def save(self, run: int, folder: RunFolder) -> dict[str, float]:
+        """Writes a run's adapters and `chain.json`."""
+        metrics = super().save(run, folder)
         if writes():
-            settings.write(folder.path)
-            confusion.write(folder.path)
-        return metrics | found
+            self._settings(run).write(folder.path)
+        return metrics
+
+    def report(self, run: int, folder: Path | None) -> dict[str, float]:
+        """What `routed_metrics` tells, and the confusion of tasks."""
+        found, confusion = routed_metrics(self, run, self._settings(run))
+        if folder is not None and writes():
+            confusion.write(folder)
+        return found
+
+    def load(self, folder: Path) -> None:
+        super().load(folder)
+        self.kept = {name: folder / name for name in self.names}
 
     def write(self, expert: int, path: Path) -> int:
         """Writes one adapter; one that was taken over byte for byte."""

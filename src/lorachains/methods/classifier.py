@@ -81,8 +81,7 @@ class Classifier(Selecting, Full):
 
     @torch.no_grad()
     def answers(self, batch: EvalBatch) -> tuple[Tensor, list[str]]:
-        with torch.autocast(self.device.type, enabled=False):
-            return candidate_losses(batch.scored, self._label_losses(batch.scored)), []
+        return candidate_losses(batch.scored, self._label_losses(batch.scored)), []
 
     def _label_losses(self, batch: TokenBatch) -> Float[Tensor, " labels"]:
         """The negative log-likelihood (nats) of each label, given the text before it."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lorachains.batch import TokenBatch
 from lorachains.chain import Chain
 from lorachains.errors import LorachainsError
+from lorachains.experts import load_experts
 from lorachains.inject import check_names
 from lorachains.live_link import LiveLink, live_link, restore
 from lorachains.loading import go_on_from
@@ -25,6 +26,7 @@ from lorachains.models import LanguageModel, base_fingerprint
 from lorachains.optim import AdapterRates, Optim, alike, build, clip_per_adapter
 from lorachains.packing import hard_route
 from lorachains.parallel import writes
+from lorachains.peft_format import CONFIG
 from lorachains.run_folder import RunFolder
 from lorachains.transfer import save_adapter
 
@@ -43,6 +45,9 @@ class Lora(Trained):
     Raises:
         LorachainsError: a config that a bank can't follow, or a chain to go on from that doesn't fit.
     """
+
+    activated = "none"
+    """Which adapters serve only what is behind a request, see `lorachains.data.activation`."""
 
     def __init__(
         self, base: LanguageModel, adapter: LoraConfig | Sequence[LoraConfig], optim: Optim | Sequence[Optim],
@@ -160,6 +165,15 @@ class Lora(Trained):
             path = folder.adapter if len(self.names) == 1 else folder.adapters / name
             metrics["adapter/rank"] = self.write(run * len(self.names) + i, path)
         return metrics
+
+    def load(self, folder: Path) -> None:
+        there = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG}"))
+        if missing := [name for name in self.names if name not in there]:
+            raise LorachainsError(
+                f"{folder} has no adapter for {missing[0]!r}: set data.tasks to some of {', '.join(there) or '(none)'}"
+            )
+        folders, activated = [folder / name for name in self.names], self.activated != "none"
+        load_experts(self.chain, folders, self.base.name, self._fingerprint, activated)
 
     def write(self, expert: int, path: Path) -> int:
         """Writes one adapter in PEFT's format; returns its rank."""

@@ -1,4 +1,4 @@
-"""The frame of every method: it evaluates runs side by side, remembers their best epochs, and says what is saved.
+"""The frame of every method: it evaluates runs side by side, and remembers their best epochs. `Hooks` has what differs.
 
 What belongs to one adapter is a row of a vector over the bank: its loss, learning rate, gradient norm, validation score
 and best epoch. Several runs are evaluated together if they share a base; one run is a group of one. A method without
@@ -7,33 +7,33 @@ adapters is one row.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorachains.batch import TokenBatch
 from lorachains.callbacks.best import BestEpoch
 from lorachains.data import EvalBatch, RunsDataModule, Serving
 from lorachains.data.streams import Share
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction, predict, summarise
+from lorachains.methods.hooks import Hooks
 from lorachains.methods.journal import Journal
 from lorachains.methods.passes import Passes
 from lorachains.models import LanguageModel
 from lorachains.packing import packs
 from lorachains.parallel import interleaved
 from lorachains.routing import Routing
-from lorachains.run_folder import RunFolder
+
+NEED_LABELS = "have no label, by which alone an adapter of this method gets rows: set data.unlabelled=false"
 
 log = logging.getLogger(__name__)
 
 
-class Method(L.LightningModule):
+class Method(Hooks):
     """Evaluates a base model, and what a subclass adds to it or changes in it.
 
     Args:
@@ -69,87 +69,6 @@ class Method(L.LightningModule):
         self.journal = Journal(self)
         self.passes = Passes(self)
 
-    # -- what a method overrides ---------------------------------------------------------------------------------------
-
-    trains = False
-    """Whether there is anything to fit."""
-
-    def reads(self, data: RunsDataModule) -> RunsDataModule:
-        """The runs' data as the method puts it to the model."""
-        return data
-
-    def route(self, batch: TokenBatch) -> None:
-        """Sets the route for a forward pass over the batch."""
-
-    def losses(self, batch: TokenBatch) -> dict[str, Float[Tensor, " experts"]]:
-        """The terms of each adapter's loss by name; their sum over terms and adapters is differentiated."""
-        raise NotImplementedError
-
-    def differentiate(self, loss: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of a scalar, in whatever form the method takes it over."""
-        raise NotImplementedError
-
-    @property
-    def layout(self) -> int:
-        """Changes whenever a tensor that a forward pass reads has moved or has changed its shape."""
-        return 0
-
-    @property
-    def knots_tied(self) -> int:
-        """So far."""
-        return 0
-
-    @property
-    def trained(self) -> Sequence[nn.Parameter]:
-        """What an optimizer steps: the same on all devices at any time."""
-        return []
-
-    @property
-    def whole(self) -> Sequence[nn.Parameter]:
-        """Parameters of the model that stay whole on each device where the base is divided."""
-        return []
-
-    def present(self, step: int) -> list[bool]:
-        """Which adapters had rows in the last of so many optimizer steps."""
-        return [True] * self.serving.bank
-
-    def own_steps(self, adapters: Sequence[int], step: int) -> int:
-        """How many of so many optimizer steps had rows for one of these adapters."""
-        return step
-
-    def snapshot(self, expert: int) -> dict[str, Any]:
-        """A copy of what an adapter has learned, of tensors and plain types, from which `restore` brings it back."""
-        return {}
-
-    def restore(self, snapshots: Sequence[Mapping[str, Any]]) -> None:
-        """Brings each adapter back to its own snapshot."""
-
-    def criteria(self, summaries: Sequence[dict[str, float]]) -> Sequence[dict[str, float]]:
-        """By which summary each adapter's best epoch is chosen, of each adapter's own."""
-        return summaries
-
-    def answers(self, batch: EvalBatch) -> tuple[Tensor, list[str]]:
-        """The loss of each of a batch's candidates in nats a token, and the free answers."""
-        return self.passes.evaluate(batch)
-
-    def figures(self) -> dict[str, float]:
-        """What is told of each run's size in its metrics."""
-        return {}
-
-    def conclude(self) -> None:
-        """Takes down what is told of the end of training, before the best epochs are brought back."""
-
-    def save_last(self, run: int, folder: RunFolder) -> None:
-        """Writes what is kept of the end of training, where a run's best epoch is an earlier one."""
-
-    def save(self, run: int, folder: RunFolder) -> dict[str, float]:
-        """Writes what a run has learned, in one process of several; returns metrics of what it wrote."""
-        return {}
-
-    def remedy(self, run: int) -> str:
-        """What to do where a run's losses aren't finite."""
-        return "the model as it is gives that; choose another model.name, or model.dtype=float32"
-
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -157,6 +76,8 @@ class Method(L.LightningModule):
         self.data.serve(self.serving, not packs(self.model), share, self.trainer.accumulate_grad_batches)
         for run in self.data.runs:
             run.check_fits(getattr(self.model.config, "max_position_embeddings", None))
+            if run.unlabelled and self.serving.experts > 1 and not self.takes_unlabelled:
+                raise LorachainsError(f"{run.unlabelled} training rows {NEED_LABELS}")
 
     def cpu(self) -> "Method":
         """Does nothing: Lightning would move the model away after each fit or test, and from under its graphs."""
@@ -188,14 +109,17 @@ class Method(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._answers: list[tuple[EvalBatch, Tensor, list[str]]] = []
 
-    def on_test_epoch_start(self) -> None:
-        self._answers = []
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self._answers.append((batch, *self.answers(batch)))
+        """In the precision of the weights, also where training is mixed: as what is saved answers later.
 
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self._answers.append((batch, *self.answers(batch)))
+        Nor have keys and values of several precisions room in one static cache.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            self._answers.append((batch, *self.answers(batch)))
+
+    test_step = validation_step
 
     def _collect(self, split: str) -> None:
         """Takes the answers from the device, not before all are on their way, and all devices' in the order of one."""

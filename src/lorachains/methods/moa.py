@@ -12,13 +12,24 @@ and L_LM trains the routers, at the price of all experts' products for each toke
 Adam, whose step doesn't depend on the gradient's size, it hardly changes what the routers learn (that is `router_lr`),
 but it does change what they make of the experts, since the cross-entropy reaches the experts of the blocks below.
 
+Rows without a label (`data.unlabelled=true`) are taken in stage 2, beside the others: their answers' mean loss is one
+more term of L_LM, and the routers' cross-entropy leaves them out. A label says which expert is to answer; where it is
+missing, each block's router's probabilities stand in for it (`unlabelled="soft"`). That has an exact gradient, by which
+answers teach routers too, and favours no expert while routers know nothing: they begin at zero, where "argmax" (no
+gradient) and "straight_through" (a biased one) send all such texts to the first expert. Where routers are sure, the
+three are the same. A batch with such rows costs all experts' products. Stage 1, and stage 2 if no router learns in it,
+leave them out.
+
 With η = 0 and routes by label, stage 2 is the control *Single continued*: the experts trained on for as long, each
 alone.
 """
 
 import json
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -33,6 +44,7 @@ from lorachains.domains import DomainLosses, Routes, perplexities
 from lorachains.errors import LorachainsError, check_switch
 from lorachains.evaluation import score_of
 from lorachains.methods.continued import LoraContinued
+from lorachains.methods.lora import Lora
 from lorachains.methods.routed import Routed, check_not_recomputed
 from lorachains.mixture import Training
 from lorachains.mixture_figures import draw_blocks, draw_heat_map
@@ -40,6 +52,8 @@ from lorachains.mixture_format import save_routers, write_card
 from lorachains.packing import packs
 from lorachains.routers import router_losses
 from lorachains.run_folder import RunFolder, write_whole
+
+log = logging.getLogger(__name__)
 
 
 class Moa(LoraContinued, Routed):
@@ -51,6 +65,8 @@ class Moa(LoraContinued, Routed):
         eta: the weight η of the routers' cross-entropy, 0 or more.
         eta_schedule: "constant", or "linear" for a weight that falls to 0 over stage 2.
         route: how texts are routed in stage 2: "label", "straight_through" or "soft".
+        unlabelled: how those without a label are, beside routes by label: "soft", "straight_through" or "argmax".
+            Beside other routes they go as all do.
         heat_map: whether each domain's test loss is taken with each expert.
         others: see `LoraContinued` and `Routed`.
 
@@ -58,35 +74,51 @@ class Moa(LoraContinued, Routed):
         LorachainsError: a setting that makes no sense.
     """
 
+    takes_unlabelled, some_unlabelled = True, False
     _eta: Tensor
 
     def __init__(
         self, *, experts: str | Mapping[str, str] | None = None, stage1_epochs: int | None = None,
-        eta: float = 1.0, eta_schedule: str = "constant", route: Training = "label", heat_map: bool = True,
-        **kwargs: Any,
+        eta: float = 1.0, eta_schedule: str = "constant", route: Training = "label", unlabelled: Training = "soft",
+        heat_map: bool = True, **kwargs: Any,
     ):  # fmt: skip
         given = stage1_epochs is None and experts is not None
         super().__init__(experts=experts, stage1_epochs=0 if given else stage1_epochs, **kwargs)
         self.eta, self.eta_schedule, self.way, self.heat_map = eta, eta_schedule, route, heat_map
+        self.unlabelled = unlabelled if route == "label" else route
         self.register_buffer("_eta", torch.tensor(float(eta)), persistent=False)  # read by a pass that is replayed
         self._begin_to_tell()
         self._told: dict[str, float] = {}
         check_switch("method.heat_map", heat_map)
-        _check(eta, eta_schedule, route)
+        _check(eta, eta_schedule, route, unlabelled)
         if route != "label":
             check_not_recomputed(self.model, f"method.route={route}")
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        [run] = self.data.runs
+        self.some_unlabelled = run.unlabelled > 0
+        if self.some_unlabelled:
+            check_not_recomputed(self.model, "data.unlabelled=true")
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def losses(self, batch: TokenBatch) -> dict[str, Float[Tensor, " experts"]]:
-        """`lm`, and in stage 2 `router`: η times each domain's part of the mean over the batch's texts."""
+        """`lm`, and in stage 2 `router`: η times each domain's part of the mean over the batch's texts.
+
+        Of data with rows without a label also `unlabelled`: their mean loss, an equal part of it for each expert.
+        """
         if not self.routing_learned:
             return super().losses(batch)
-        with self.mixture.training(batch, self.way) as (prompts, logits):
-            terms = super().losses(batch)
+        with self.mixture.training(batch, self.way, self.unlabelled) as (prompts, logits):
+            means = self.means(batch)
+        experts = len(self.names)
+        terms = {"lm": means[:experts]}
+        if self.some_unlabelled or len(means) > experts:  # the same terms for all batches of a run
+            terms["unlabelled"] = (means[experts:].sum() / experts).expand(experts)
         if self.eta == 0:
             return terms
-        return terms | {"router": self._eta * router_losses(torch.stack(logits), prompts, len(self.names))}
+        return terms | {"router": self._eta * router_losses(torch.stack(logits), prompts, experts)}
 
     @property
     def routing_learned(self) -> bool:
@@ -98,6 +130,11 @@ class Moa(LoraContinued, Routed):
         return super().layout + self.continuing
 
     def on_train_start(self) -> None:
+        [run] = self.data.runs
+        run.since.epoch = self.boundary // self.steps_per_epoch if self.eta > 0 or self.way != "label" else math.inf
+        if run.unlabelled and run.since.epoch:
+            when = "in stage 1" if math.isfinite(run.since.epoch) else "since no router learns"
+            log.info("%d training rows without a label are left out %s", run.unlabelled, when)
         super().on_train_start()
         if self.way != "label":  # each text is served by all experts then
             self.presence[self.boundary :] = True
@@ -181,26 +218,42 @@ class Moa(LoraContinued, Routed):
     # -- what is kept --------------------------------------------------------------------------------------------------
 
     def save(self, run: int, folder: RunFolder) -> dict[str, float]:
-        """Writes the experts; routers that have learned, and a card, beside them; the heat map and pictures."""
-        metrics = super().save(run, folder) | self._told
-        if not self.routing_learned:
-            return metrics
-        about = self.about(self.names, self.routers.pool)
-        save_routers(folder.adapters, about, self.routers.weight)
-        write_card(folder.adapters, about, metrics)
-        if heat_map := self._losses.heat_map():
-            write_whole(folder.path / "heat_map.json", json.dumps(heat_map, indent=2) + "\n")
-            draw_heat_map(heat_map, folder.path / "heat_map.png")
-        blocks = [metrics[f"test/router/block/{block}"] for block in range(self.routers.blocks)]
-        self._routes.confusion().write(folder.path)
-        draw_blocks(blocks, metrics["test/router/voted"], folder.path / "router_blocks.png")
+        """Writes the experts; routers that have learned, and a card, beside them."""
+        metrics = super().save(run, folder)
+        if self.routing_learned:
+            about = self.about(self.names, self.routers.pool)
+            save_routers(folder.adapters, about, self.routers.weight)
+            write_card(folder.adapters, about, self._told)
         return metrics
 
+    def load(self, folder: Path) -> None:
+        """What stage 2 has left: where no router has learned, the experts alone."""
+        self.continuing = True
+        if self.routing_learned:
+            super().load(folder)
+        else:
+            Lora.load(self, folder)
 
-def _check(eta: float, eta_schedule: str, route: str) -> None:
+    def report(self, run: int, folder: Path | None) -> dict[str, float]:
+        """What routers found, and what was lost; a heat map, the confusion and the blocks' accuracies."""
+        if folder is None or not self.routing_learned:
+            return self._told
+        folder.mkdir(parents=True, exist_ok=True)
+        if heat_map := self._losses.heat_map():
+            write_whole(folder / "heat_map.json", json.dumps(heat_map, indent=2) + "\n")
+            draw_heat_map(heat_map, folder / "heat_map.png")
+        blocks = [self._told[f"test/router/block/{block}"] for block in range(self.routers.blocks)]
+        self._routes.confusion().write(folder)
+        draw_blocks(blocks, self._told["test/router/voted"], folder / "router_blocks.png")
+        return self._told
+
+
+def _check(eta: float, eta_schedule: str, route: str, unlabelled: str) -> None:
     if not (isinstance(eta, int | float) and eta >= 0):
         raise LorachainsError(f"method.eta is {eta!r}: give a weight of 0 or more")
     if eta_schedule not in ("constant", "linear"):
         raise LorachainsError(f"method.eta_schedule is {eta_schedule!r}: choose constant or linear")
     if route not in ("label", "straight_through", "soft"):
         raise LorachainsError(f"method.route is {route!r}: choose label, straight_through or soft")
+    if unlabelled not in ("soft", "straight_through", "argmax"):
+        raise LorachainsError(f"method.unlabelled is {unlabelled!r}: choose soft, straight_through or argmax")

@@ -115,18 +115,13 @@ class Passes:
         return terms, found[len(terms) :]
 
     def evaluate(self, batch: EvalBatch) -> tuple[Tensor, list[str]]:
-        """The loss of each candidate in nats a token, and the free answers.
-
-        In the precision of the weights, also where training is mixed: as `lorachains.evaluate` answers with what is
-        saved, and since keys and values of several precisions have no room in one static cache.
-        """
+        """The loss of each candidate in nats a token, and the free answers."""
         return self.score(batch.scored), self.generate(batch) if batch.prompts else []
 
     def score(self, scored: TokenBatch) -> Tensor:
-        """The loss of each candidate in nats a token, see `evaluate`."""
-        with torch.autocast(self.method.device.type, enabled=False):
-            (losses,) = self._score(scored) if self._evaluate is None else self._evaluate(scored)
-            return candidate_losses(scored, losses)
+        """The loss of each candidate in nats a token."""
+        (losses,) = self._score(scored) if self._evaluate is None else self._evaluate(scored)
+        return candidate_losses(scored, losses)
 
     def _forward_backward(self, batch: TokenBatch) -> tuple[Tensor, ...]:
         self.method.route(batch)
@@ -151,8 +146,7 @@ class Passes:
         return self._generator
 
     def generate(self, batch: EvalBatch) -> list[str]:
-        """The free answers to a batch's prompts, see `evaluate`."""
+        """The free answers to a batch's prompts."""
         most = self.method.data.runs[0].max_new_tokens
-        with torch.autocast(self.method.device.type, enabled=False):
-            tokenizer, prompts = self.method.base.tokenizer, batch.prompts
-            return generate(self.generator(), tokenizer, prompts, most, batch.adapters, batch.starts)
+        prompts = batch.prompts
+        return generate(self.generator(), self.method.base.tokenizer, prompts, most, batch.adapters, batch.starts)

@@ -16,7 +16,7 @@ from lorachains.errors import LorachainsError, check_switch
 from lorachains.experts import load_experts
 from lorachains.methods.lora import Lora
 from lorachains.mixture import Mixture
-from lorachains.mixture_format import About
+from lorachains.mixture_format import About, put_weight, read_routers
 
 
 class Routed(Lora):
@@ -123,6 +123,12 @@ class Routed(Lora):
             list(experts), self.base.name, self._fingerprint, pool, mixture.mode, mixture.top_k, mixture.shared,
             mixture.voters, data.template, data.max_length, data.stop,
         )  # fmt: skip
+
+    def load(self, folder: Path) -> None:
+        """The experts that the mixture has, in its order, and its routers."""
+        about, weight = read_routers(folder)
+        load_experts(self.chain, [folder / name for name in about.names], self.base.name, self._fingerprint)
+        put_weight(self.mixture, weight, folder)
 
     def figures(self) -> dict[str, float]:
         routers, found = self.routers.rows.numel(), super().figures()

@@ -8,6 +8,7 @@ what it generates, searched by Knuth–Morris–Pratt; and it can select for a c
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction
 from lorachains.methods.full import Full
 from lorachains.methods.lora import Lora
-from lorachains.methods.method import Method
+from lorachains.methods.method import NEED_LABELS, Method
 from lorachains.parallel import writes
 from lorachains.run_folder import RunFolder
 from lorachains.selection.report import Confusion, figures
@@ -80,24 +81,29 @@ class Selecting(Method):
         return RunsDataModule([self._reads(run) for run in data.runs])
 
     def _reads(self, run: TaskDataModule) -> TaskDataModule:
+        check_tasks(self.question, run)
         decoys = {"train": Decoys(self.decoys, run.template, run.order_seed)}
         rows = {split: self.asked(run, run.rows(split), decoys.get(split)) for split in SPLITS}
         return run.with_rows(rows, [selector_task(run.tasks)])
 
     def save(self, run: int, folder: RunFolder) -> dict[str, float]:
-        """Writes what was learned, `selector.json` and the confusion of tasks; returns `<split>/selector/…`."""
-        metrics, data, names = super().save(run, folder), self.data.runs[run], list(self.question.names)
-        rows = data.rows("test")
-        scores = scores_of(self.predictions["test"][run], rows)
-        chosen = [best.names[0] for best in select(probabilities(scores))]
-        confusion = Confusion(names, [row.example.gold for row in rows], chosen)
-        found = {"accuracy": confusion.accuracy, **figures(confusion, scores), **self.generated(run, rows)}
+        """Writes what was learned, and `selector.json`; returns `val/selector/…`."""
+        metrics, data = super().save(run, folder), self.data.runs[run]
         if writes():
-            confusion.write(folder.path)
             about = (dict(self.question.names), self.question.prompt, data.template, self.reach(data))
             SelectorFile(self.base.name, *about).write(folder.path)
-        validated = {f"val/{SELECTOR}/{key}": value for key, value in self.best.best[run].summary.items()}
-        return metrics | validated | {f"test/{SELECTOR}/{key}": value for key, value in found.items()}
+        return metrics | {f"val/{SELECTOR}/{key}": value for key, value in self.best.best[run].summary.items()}
+
+    def report(self, run: int, folder: Path | None) -> dict[str, float]:
+        """`test/selector/…`, and the confusion of tasks."""
+        rows = self.data.runs[run].rows("test")
+        scores = scores_of(self.predictions["test"][run], rows)
+        chosen = [best.names[0] for best in select(probabilities(scores))]
+        confusion = Confusion(list(self.question.names), [row.example.gold for row in rows], chosen)
+        found = {"accuracy": confusion.accuracy, **figures(confusion, scores), **self.generated(run, rows)}
+        if folder is not None and writes():
+            confusion.write(folder)
+        return {f"test/{SELECTOR}/{key}": value for key, value in found.items()}
 
 
 class SelectorLora(Selecting, Lora):
@@ -119,6 +125,16 @@ def question_of(tasks: Sequence[str], prompt: str, names: Mapping[str, str] | No
     if unknown := sorted(set(names or ()) - set(tasks)):
         raise LorachainsError(f"method.task_names names {', '.join(unknown)}: the tasks are {', '.join(tasks)}")
     return Question(prompt, {task: (names or {}).get(task, task) for task in tasks})
+
+
+def check_tasks(question: Question, run: TaskDataModule) -> None:
+    """Raises a LorachainsError unless the data's tasks are those that are selected among, in their order, and of each
+    row."""
+    if run.unlabelled:
+        raise LorachainsError(f"{run.unlabelled} training rows {NEED_LABELS}")
+    names, tasks = list(question.names), [task.name for task in run.tasks]
+    if names != tasks:
+        raise LorachainsError(f"what is selected among is {names}, but the data's tasks are {tasks}: give these alike")
 
 
 def scores_of(predictions: Sequence[Prediction], rows: Sequence[Encoded]) -> Float64[Tensor, "rows tasks"]:

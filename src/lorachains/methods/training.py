@@ -58,8 +58,11 @@ class Trained(Method):
     trains = True
 
     def losses(self, batch: TokenBatch) -> dict[str, Float[Tensor, " experts"]]:
-        tokens = answer_losses(self.model, batch)
-        return {"lm": mean_per_group(tokens, batch.served, self.serving.bank, batch.targets)}
+        return {"lm": self.means(batch)}
+
+    def means(self, batch: TokenBatch) -> Float[Tensor, " groups"]:
+        """The mean loss of an answer token of each adapter's texts, and last of those of none, where there are any."""
+        return mean_per_group(answer_losses(self.model, batch), batch.served, len(batch.loads), batch.targets)
 
     def rate_factor(self, optim: Optim, step: int, total: int) -> float:
         """The share of the peak learning rate at which the step after `step` steps of a `clock` is made, of `total`."""
