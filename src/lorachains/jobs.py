@@ -224,8 +224,9 @@ def _check_lengths(jobs: Sequence[Job], runs: Sequence[TaskDataModule]) -> None:
     by_length: dict[int, list[Job]] = {}
     for job, run in zip(jobs, runs, strict=True):
         by_length.setdefault(len(run.batches()), []).append(job)
-    count = any(job.branches or not ties_none(job.cfg) or job.cfg.trainer.max_steps != -1 for job in jobs)
-    if count and len(by_length) > 1:
+    if len(by_length) == 1:
+        return
+    if any(job.branches or not ties_none(job.cfg) or job.cfg.trainer.max_steps != -1 for job in jobs):
         raise _Apart("epochs of different lengths", list(by_length.values()))
 
 

@@ -22,6 +22,7 @@ METHODS = {
     "moe_lora": ["trainer.max_epochs=2"],
     "chain_of_lora": [],
     "chain_of_lora generated": ["method.selection=generate"],
+    "chain_of_lora activated": ["method.activated=selector"],
     "selector": [],
     "selector_full": [],
     "classifier": ["data.max_length=400"],
@@ -76,7 +77,7 @@ def test_a_mixture_after_surgery(train: Train, evaluate: Evaluate, call: Call) -
             assert f"{found[f'test/{key}']:.4g}" == table[key].split(" | ")[-1]
     code, _, err = evaluate("run=run", "mixture=more")
     assert code == 1
-    assert "the experts are ['leg_counting', 'syllogism', 'family_relationships'], but the data's tasks" in err
+    assert "there is an adapter for each of ['leg_counting', 'syllogism', 'family_relationships'], but the data's" in err
 
 
 def test_changes_to_what_several_adapters_are_scored_on(train: Train, evaluate: Evaluate) -> None:  # noqa: F811

@@ -295,5 +295,5 @@ def test_no_step_is_left_for_stage_2() -> None:
 
 
 def test_experts_and_tasks_have_the_same_names() -> None:
-    with pytest.raises(LorachainsError, match=r"there is an adapter for each of .*: set method\.names=null"):
+    with pytest.raises(LorachainsError, match=r"there is an adapter for each of .*: choose .* set method\.names=null"):
         fit(moa(), **DATA | {"tasks": ["two", "one", "free"]})

@@ -70,7 +70,7 @@ class Lora(Trained):
             if len(self.names) > 1 and (tasks := [task.name for task in run.tasks]) != self.names:
                 raise LorachainsError(
                     f"there is an adapter for each of {self.names}, but the data's tasks are {tasks}: "
-                    "set method.names=null"
+                    "choose these as data.tasks, or set method.names=null for the data's"
                 )
 
     def route(self, batch: TokenBatch) -> None:
