@@ -86,7 +86,7 @@ def train(
     folders = [RunFolder(root / scenario / str(seed)) for seed in more.get("seed", [0])]
     if writes():
         for folder in folders:
-            folder.begin({}, resume, overwrite=False)
+            folder.begin({"scenario": scenario}, resume, overwrite=False)
     overrides = (SCENARIOS | DROPOUT)[scenario]
     L.seed_everything(0, verbose=False)
     composed = settings(*overrides, *trainer)

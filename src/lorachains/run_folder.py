@@ -119,7 +119,7 @@ class RunFolder:
         if resume and self.config.is_file():
             self._check_same(settings)
         self.path.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(dict(settings)), self.config)
+        write_whole(self.config, OmegaConf.to_yaml(OmegaConf.create(dict(settings))))
 
     def write_metrics(self, metrics: Mapping[str, float | int | str | None]) -> None:
         """Writes `metrics.json`: its presence says that the run is finished, so it is written whole or not at all."""
