@@ -1,5 +1,6 @@
 """The command line of the benchmarks: `FIGURE key=value …`; and figures of parts, each kept as soon as it is found."""
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -7,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import HydraException
 from measuring import DEVICE, Figures
 
+from lorachains.cli import told
 from lorachains.errors import LorachainsError
 
 _LISTS = {"runs": int, "adapters": int, "experts": int, "tokens": int, "skip": str, "figures": str}
@@ -22,10 +25,45 @@ def arguments(given: Sequence[str]) -> Figures:
         if not equals:
             raise LorachainsError(f"{pair!r} is no setting: give key=value")
         if key in _LISTS:
-            found[key] = [_LISTS[key](item) for item in value.split(",")]
+            found[key] = _items(key, value)
         else:
             found["name" if key == "model" else key] = _plain(value)
     return found
+
+
+def _items(key: str, value: str) -> list[Any]:
+    items = value.split(",")
+    if not all(items) or (_LISTS[key] is int and not all(item.isdecimal() and int(item) for item in items)):
+        what = "whole numbers above 0" if _LISTS[key] is int else "names"
+        raise LorachainsError(f"{key} is {value!r}: give {what} with commas between, as {key}=A,B")
+    return [_LISTS[key](item) for item in items]
+
+
+def fitting(function: Callable[..., Figures], given: Figures) -> Figures:
+    """What was given, as the function takes it: of what others take lists of, maybe one.
+
+    Raises:
+        LorachainsError: for what it doesn't take, lacks, or takes in another form.
+    """
+    takes = inspect.signature(function).parameters
+    said = ["model" if name == "name" else name for name in takes]
+    if unknown := [key for key in given if key not in takes]:
+        raise LorachainsError(f"{unknown[0]} is no setting here: give some of {', '.join(said)}")
+    if lacking := [key for key, of in takes.items() if key not in given and of.default is of.empty]:
+        raise LorachainsError(f"{lacking[0]} is missing: give {lacking[0]}=…")
+    return {key: _as(takes[key].annotation, key, value) for key, value in given.items()}
+
+
+def _as(kind: object, key: str, value: Any) -> Any:
+    if kind is int and isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if kind is int and not (type(value) is int and value > 0):
+        raise LorachainsError(f"{key} is {value!r}: give a whole number above 0")
+    if kind is float and not (type(value) in (int, float) and value > 0):
+        raise LorachainsError(f"{key} is {value!r}: give a number above 0")
+    if kind is bool and type(value) is not bool:
+        raise LorachainsError(f"{key} is {value!r}: give true or false")
+    return value
 
 
 def _plain(value: str) -> bool | int | float | str:
@@ -48,10 +86,15 @@ def run(functions: dict[str, Callable[..., Figures]]) -> None:
         figure, *given = sys.argv[1:] or [""]
         if figure not in functions:
             raise LorachainsError(f"the figure is {figure!r}: give one of {', '.join(functions)}, then key=value …")
+        settings = fitting(functions[figure], arguments(given))
         head = {"command": " ".join(sys.argv[1:]), "device": device(), "torch": torch.__version__}
-        print(json.dumps(head | functions[figure](**arguments(given)), indent=2))
-    except LorachainsError as error:
-        sys.exit(f"error: {error}")
+        print(json.dumps(head | functions[figure](**settings), indent=2))
+    except HydraException as error:  # there is no such model; also an OSError
+        sys.exit(f"error: {str(error).splitlines()[0]}")
+    except (LorachainsError, OSError) as error:
+        if (cause := told(error)) is None:
+            raise
+        sys.exit(f"error: {cause}")
 
 
 class Parts:

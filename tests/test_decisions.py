@@ -1,6 +1,8 @@
 """Decisions against a count by hand."""
 
+import re
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +31,9 @@ def test_those_who_do_not_vote_do_not_count() -> None:
     assert torch.equal(one_expert(LOGITS, "vote", range(7)), one_expert(LOGITS, "vote"))
 
 
-@pytest.mark.parametrize("voters", [[], [7], [-1], [1, 1]])
-def test_voters_are_blocks(voters: list[int]) -> None:
-    with pytest.raises(LorachainsError, match=r"method.voters is \[.*\]: give numbers from 0 to 6"):
+@pytest.mark.parametrize("voters", [[], [7], [-1], [1, 1], [True], 1, 0, "1"])
+def test_voters_are_blocks(voters: Any) -> None:
+    with pytest.raises(LorachainsError, match=rf"method.voters is {re.escape(repr(voters))}: give numbers from 0 to 6"):
         check_voters(voters, 7)
 
 

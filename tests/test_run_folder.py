@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from lorachains.answering.folder import FILE, SELECTOR_FILE
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction
-from lorachains.run_folder import RunFolder, resumable
+from lorachains.run_folder import OF_SEVERAL, RunFolder, resumable
 
 SETTINGS: dict[str, Any] = {"optim": {"lr": 1e-3, "schedule": "linear"}, "tasks": ["a", "b"], "seed": 0}
 
@@ -49,6 +50,14 @@ def test_overwriting_leaves_nothing_of_the_old_run(folder: RunFolder) -> None:
     folder.begin({**SETTINGS, "seed": 1}, resume=False, overwrite=True)
     assert [path.name for path in folder.path.rglob("*")] == ["config.yaml"]
     assert "seed: 1" in folder.config.read_text()
+
+
+def test_a_folder_that_is_begun_anew_is_no_chain_and_no_selector_any_more(folder: RunFolder) -> None:
+    assert {FILE, SELECTOR_FILE} < set(OF_SEVERAL)
+    for name in (*OF_SEVERAL, "notes.json"):
+        (folder.path / name).touch()
+    folder.begin(SETTINGS, resume=False, overwrite=True)
+    assert sorted(path.name for path in folder.path.rglob("*")) == ["config.yaml", "notes.json"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -46,14 +46,16 @@ def hard_weights(logits: Float[Tensor, "*any experts"]) -> Float[Tensor, "*any e
     return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
 
 
-def check_voters(voters: Sequence[int] | None, blocks: int) -> None:
+def check_voters(voters: object, blocks: int) -> None:
     """Raises a LorachainsError unless the voters are different blocks, one at least; `None` is all."""
     if voters is None:
         return
-    known = all(type(block) is int and 0 <= block < blocks for block in voters)
-    if not voters or not known or len(set(voters)) < len(voters):
+    given = list(voters) if isinstance(voters, Sequence) and not isinstance(voters, str) else []
+    known = all(type(block) is int and 0 <= block < blocks for block in given)
+    if not given or not known or len(set(given)) < len(given):
         raise LorachainsError(
-            f"method.voters is {list(voters)}: give numbers from 0 to {blocks - 1} (the blocks), each once, or null"
+            f"method.voters is {given or voters!r}: give numbers from 0 to {blocks - 1} (the blocks) in a list, "
+            "each once, or null"
         )
 
 

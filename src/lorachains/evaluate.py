@@ -45,7 +45,6 @@ def evaluate(cfg: DictConfig) -> None:
     metrics = {f"{cfg.split}/{key.removeprefix('test/')}": value for key, value in found.items()}
     print(json.dumps(metrics, indent=2))
     if output:
-        output.path.mkdir(parents=True, exist_ok=True)
         output.write_predictions(predictions)
         output.write_metrics(metrics)
 
@@ -54,11 +53,17 @@ def _check(cfg: DictConfig) -> None:
     if cfg.split not in ("val", "test"):
         raise LorachainsError(f"split is {cfg.split!r}: choose val or test")
     if cfg.mixture is not None and "decision" not in cfg.method:
-        raise LorachainsError(f"mixture is {cfg.mixture}: give with it run=DIR, of the run of method=moa it is made of")
+        raise LorachainsError(
+            f"mixture is {cfg.mixture}: give with it run=DIR, of the run of method=moa it is made of, and no adapter"
+        )
     if cfg.demonstrations and "demonstrations" not in cfg.method:
         raise LorachainsError(
             f"demonstrations is {cfg.demonstrations}, but {cfg.run} has no single adapter: set it to 0"
         )
+    if cfg.output:
+        if RunFolder(Path(cfg.output)).config.is_file():
+            raise LorachainsError(f"output is {cfg.output}, a run's folder with metrics of its own: choose another")
+        Path(cfg.output).mkdir(parents=True, exist_ok=True)  # what can't be written is known before it is computed
 
 
 def _built(cfg: DictConfig) -> tuple[Method, TaskDataModule]:

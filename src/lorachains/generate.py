@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,19 @@ def answers(chain: Answerer, texts: Sequence[str], cfg: DictConfig) -> list[dict
     """What is printed of each text's answer."""
     if cfg.answers not in ("best", "all"):
         raise LorachainsError(f"answers is {cfg.answers!r}: choose best or all")
-    sampling = None
-    if cfg.sampling is not None:
-        sampling = Sampling(range(cfg.seed, cfg.seed + len(texts)), **cfg.sampling)
+    sampling = None if cfg.sampling is None else _sampling(cfg, len(texts))
     found = chain.generate(texts, cfg.max_new_tokens, cfg.top_k, cfg.batch_size, sampling)
     return [_line(text, answer, cfg.answers == "all") for text, answer in zip(texts, found, strict=True)]
+
+
+def _sampling(cfg: DictConfig, rows: int) -> Sampling:
+    """Raises `LorachainsError` for settings that can't be sampled with."""
+    given, known = cfg.sampling, [field.name for field in fields(Sampling) if field.name != "seeds"]
+    if not isinstance(given, DictConfig) or not set(given) <= set(known):
+        raise LorachainsError(f"sampling is {given}: give a mapping of {', '.join(known)}, as {{temperature: 0.7}}")
+    if type(cfg.seed) is not int or cfg.seed < 0:
+        raise LorachainsError(f"seed is {cfg.seed!r}: give a whole number of 0 or more")
+    return Sampling(range(cfg.seed, cfg.seed + rows), **given)  # type: ignore[arg-type]
 
 
 def _line(text: str, answer: Answered, all_of_them: bool) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
         raise LorachainsError(
             f"{run.path} selects tasks: its figures are in metrics.json, and lorachains.generate makes use of it"
         )
+    loadable = "method" in cfg and cfg.adapter is None and (selects or several)
+    _check_changes(changes, cfg.adapter or run.path, loadable)
     OmegaConf.set_struct(before, True)
     for override in OverridesParser.create().parse_overrides(changes):
         try:
@@ -68,12 +70,22 @@ def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
         cfg[section] = before[section]
     if run.model.is_dir() and "model" not in chosen:
         cfg.model = _own_model(run.model, before.model)
-    if "method" in cfg and cfg.adapter is None and (selects or several):
+    if loadable:
         cfg.method = _loadable(before.method, run, cfg.mixture)
     elif "adapter" in before.method:
         cfg.adapter = cfg.adapter or str(run.adapter)
     if "demonstrations" in before.method and "demonstrations" not in chosen:
         cfg.demonstrations, cfg.seed = before.method.demonstrations, before.seed
+
+
+def _check_changes(changes: list[str], scored: Path | str, loadable: bool) -> None:
+    """Raises `LorachainsError` for a change of the method that would change nothing."""
+    of_method = [change for change in changes if change.lstrip("+").startswith("method.")]
+    if of_method and not loadable:
+        raise LorachainsError(f"{of_method[0]} changes nothing: {scored} has one adapter, or none; leave it out")
+    for change in of_method:
+        if change.lstrip("+").partition("=")[0].split(".")[1] in BEGINNINGS:
+            raise LorachainsError(f"{change} says what training begins with, which is over: leave it out")
 
 
 def _loadable(method: DictConfig, run: RunFolder, mixture: str | None) -> dict[str, Any]:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 ELSEWHERE = frozenset({"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"})
 """Settings that say where a run is computed; it may be resumed elsewhere."""
+OF_SEVERAL = ("chain.json", "selector.json", "confusion.json", "heat_map.json")
+"""What methods of several adapters or of a selector also write. The first two say what a folder is."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class RunFolder:
                 "(hydra.sweep.dir in a multirun)"
             )
         if overwrite and not resume:
-            for old in (self.metrics, self.predictions, self.knots, self.config, self.code, *self.pictures):
+            several = (self.path / name for name in OF_SEVERAL)
+            for old in (self.metrics, self.predictions, self.knots, self.config, self.code, *self.pictures, *several):
                 old.unlink(missing_ok=True)
             written = (self.adapter, self.adapters, self.last, self.model, self.classifier, self.checkpoint.parent)
             for old in (*written, self.path / "csv"):

@@ -8,6 +8,7 @@ import torch
 
 import lorachains
 from lorachains.answering.engine import Answerer
+from lorachains.answering.mixtures import MixtureAnswerer
 from lorachains.data.tokens import prompt_tokens
 from lorachains.decisions import one_expert
 from lorachains.errors import LorachainsError
@@ -66,6 +67,20 @@ def test_the_route_is_what_the_routers_say(decision: str, runs: Path) -> None:
         assert choice.adapter == (TASKS[int(one_expert(logits, decision)[i])] if one else "mixture")
 
 
+def test_of_some_voters_the_probabilities_are_theirs(runs: Path) -> None:
+    answerer = loaded(runs / "moa")
+    assert isinstance(answerer, MixtureAnswerer)
+    answerer.mixture.voters = [1]
+    prompts = [prompt_tokens(answerer.base.tokenizer, text, 128).input_ids for text in TEXTS]
+    logits = answerer.mixture.logits(prompts)
+    for i, choice in enumerate(answerer.select(TEXTS, batch_size=2)):
+        assert choice.route is not None
+        assert list(choice.route.probabilities.values()) == pytest.approx(logits[1, i].softmax(-1).tolist())
+        assert choice.adapter == choice.route.blocks[1]
+    with pytest.raises(LorachainsError, match="top_k is 0: give a whole number above 0"):
+        answerer.select(TEXTS, k=0)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_each_answer_is_that_of_its_expert_alone(batch_size: int, runs: Path) -> None:
     answered = loaded(runs / "moa").generate(TEXTS, 6, k=2, batch_size=batch_size)
@@ -121,7 +136,7 @@ def test_adapters_without_a_router_need_a_name(runs: Path) -> None:
         loaded(runs / "single_lora")
     with pytest.raises(LorachainsError, match=r"has no adapter 'three': choose one with expert= of free, one, two"):
         loaded(runs / "moa", expert="three")
-    with pytest.raises(LorachainsError, match=r"decision=vote is of a mixture's routers"):
+    with pytest.raises(LorachainsError, match=r"expert=two answers everything, so that decision decides nothing"):
         loaded(runs / "single_lora", expert="two", decision="vote")
     for method in ("single_lora", "moa"):
         [found] = loaded(runs / method, expert="two").generate(TEXTS[:1], 6)

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from collections.abc import Sequence
 
 import command_line
 import measuring
 import pytest
 import speed
+from serving import serving
 
 from lorachains.errors import LorachainsError
 
@@ -47,8 +49,38 @@ def test_knots_of_both_modes() -> None:
 def test_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     given: dict[str, object] = {}
     monkeypatch.setattr(sys, "argv", ["speed.py", "figure", "model=tiny", "rows=8", "runs=1,5", "best=true"])
-    command_line.run({"figure": lambda **kwargs: given.update(kwargs) or {"seconds": 1.5}})
+
+    def figure(name: str, rows: int, runs: Sequence[int], best: bool = False) -> dict[str, float]:
+        given.update(name=name, rows=rows, runs=runs, best=best)
+        return {"seconds": 1.5}
+
+    command_line.run({"figure": figure})
     assert given == {"name": "tiny", "rows": 8, "runs": [1, 5], "best": True}
     printed = json.loads(capsys.readouterr().out)
     assert printed["command"] == "figure model=tiny rows=8 runs=1,5 best=true"
     assert printed["seconds"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        (["rows=8", "sek=64"], "sek is no setting here: give some of model, rows, seq, random, best, steps"),
+        (["rows=8"], "seq is missing: give seq=…"),
+        (["rows=0", "seq=64"], "rows is 0: give a whole number above 0"),
+        (["rows=8", "seq=many"], "seq is 'many': give a whole number above 0"),
+        (["rows=8", "seq=64", "best=1"], "best is 1: give true or false"),
+        (["rows=8", "seq=64", "runs=1,x"], "runs is '1,x': give whole numbers above 0 with commas between"),
+        (["rows=8", "seq=64", "model=none"], "Could not find 'model/none'"),
+    ],
+)
+def test_one_line_says_what_is_wrong(pairs: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["speed.py", "step", *pairs])
+    with pytest.raises(SystemExit) as end:
+        command_line.run({"step": speed.step})
+    assert says in str(end.value)
+    assert "\n" not in str(end.value)
+
+
+def test_one_of_what_others_take_lists_of() -> None:
+    given = command_line.arguments(["adapters=8", "rows=2"])
+    assert command_line.fitting(serving, given) == {"name": "smollm2-135m", "adapters": 8, "rows": 2}

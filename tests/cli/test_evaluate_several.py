@@ -130,3 +130,19 @@ def test_what_does_not_fit(
     code, _, err = evaluate("run=run", *arguments)
     assert code == 1
     assert says in err
+
+
+def test_what_changes_nothing_or_overwrites_a_run_is_refused(train: Train, evaluate: Evaluate) -> None:  # noqa: F811
+    assert train("hydra.run.dir=run").code == 0
+    assert train("method=moa", *SETTINGS[:1], "hydra.run.dir=several").code == 0
+    Path("file").touch()
+    for arguments, says in (
+        (["run=run", "method.select=last"], "method.select=last changes nothing: run has one adapter, or none"),
+        (["run=several", "method.experts=x"], "method.experts=x says what training begins with, which is over"),
+        (["run=several", "output=run"], "output is run, a run's folder with metrics of its own: choose another"),
+        (["run=several", "output=file"], "file: File exists: correct the path"),
+        (["run=several", "adapter=run/adapter", "mixture=several/adapters"], "is made of, and no adapter"),
+    ):
+        code, found, err = evaluate(*arguments)
+        assert (code, found, says in err) == (1, {}, True), err
+        assert "rows" not in err, "it is known before anything is computed"

@@ -59,6 +59,14 @@ def test_a_run_of_one_adapter_selects_nothing(train: Train, generate: Generate) 
     assert code == 0, err
     assert line["task"] == "adapter"
     assert "probability" not in line
+    for wrong, says in (
+        ("sampling={temp: 0.7}", "sampling is {'temp': 0.7}: give a mapping of temperature, top_k, top_p"),
+        ("sampling=0.7", "sampling is 0.7: give a mapping"),
+        ("top_k=2", "top_k is 2, but here nothing is selected: set top_k=1"),
+        ("expert=lora", "run has no adapters with names, of which expert=lora could be one: leave it out"),
+    ):
+        code, _, err = generate("run=run", "prompt=x", wrong)
+        assert (code, says in err, err.count("\n")) == (1, True, 1), err
 
 
 def test_another_selector_selects(train: Train, generate: Generate) -> None:
@@ -108,6 +116,8 @@ def test_a_mixture_tells_its_route(train: Train, generate: Generate) -> None:
     assert (code, "decision is 'best': choose vote" in err) == (1, True)
     code, _, err = generate(*asked, "threshold=0.5")
     assert (code, "run holds no chain" in err) == (1, True)
+    code, _, err = generate(*asked, "expert=syllogism", "decision=soft", "threshold=0.5")
+    assert (code, "expert=syllogism answers everything, so that threshold, decision decides" in err) == (1, True), err
 
 
 def test_one_of_several_adapters_is_chosen_by_its_name(train: Train, generate: Generate) -> None:

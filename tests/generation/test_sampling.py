@@ -27,7 +27,19 @@ def test_tokens_are_drawn_with_transformers_probabilities(settings: dict[str, An
     assert not shares[wanted == 0].any()
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"temperature": "hot"},
+        {"temperature": float("nan")},
+        {"top_k": 0},
+        {"top_k": 1.5},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_p": None},
+    ],
+)
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(LorachainsError, match=next(iter(settings))):
         Sampling([0], **settings)

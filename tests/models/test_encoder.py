@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,3 +40,9 @@ def test_a_wheel_stands_in_for_the_encoder_of_its_name_alone(folder: Path) -> No
     assert load_encoder("some-lab/encoder", ["a"], 0, wheels=wheels).name == "some-lab/encoder"
     with pytest.raises(LorachainsError, match=r"method.encoder is 'some-lab/other': .* in a wheel: some-lab/encoder"):
         load_encoder("some-lab/other", ["a"], 0, wheels=wheels)
+
+
+@pytest.mark.parametrize("name", [None, "", 3])
+def test_an_encoder_has_a_name(name: Any) -> None:
+    with pytest.raises(LorachainsError, match=f"method.encoder is {name!r}: give a hub name or a folder"):
+        load_encoder(name, ["a"], 0)

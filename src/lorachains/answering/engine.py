@@ -79,6 +79,8 @@ class Answerer:
         """
         if self.selector is not None:
             return self.selector.select(texts, k, batch_size)
+        if self.settings is None and k != 1:
+            raise LorachainsError(f"top_k is {k}, but here nothing is selected: set top_k=1")
         if self.settings is None:
             return [Choice(self._names[0])] * len(texts)
         return [choice for some in parts(texts, batch_size) for choice in self._select(some, k, self.settings)[0]]

@@ -62,9 +62,14 @@ def load(
     chosen = {key: value for key, value in changes.items() if value is not None}
     if (path / SELECTOR_FILE).is_file():
         raise LorachainsError(f"{path} holds a selector and none that answers: give it as selector, beside a chain")
-    if (chosen or resident or selector is not None) and not (chain and expert is None):
+    asked = chosen | {"resident": resident or None, "selector": selector, "decision": decision}
+    if expert is not None and (vain := [key for key, value in asked.items() if value is not None]):
+        raise LorachainsError(
+            f"expert={expert} answers everything, so that {', '.join(vain)} decides nothing: leave it out"
+        )
+    if (chosen or resident or selector is not None) and not chain:
         raise LorachainsError(f"{path} holds no chain ({FILE} is missing), so nothing to select or to swap")
-    if decision is not None and not (routed and expert is None):
+    if decision is not None and not routed:
         raise LorachainsError(f"decision={decision} is of a mixture's routers, of which {path} has none: leave it out")
     config: Any = run.read_config() if run.config.is_file() else OmegaConf.create()
     if base is None and "model" not in config:
@@ -140,9 +145,13 @@ def _of_one(base: LanguageModel, run: RunFolder, adapters: Path, config: Any, ex
         LorachainsError: which one isn't said, or there is none of that name.
     """
     there = sorted(file.parent.name for file in adapters.glob(f"*/{CONFIG}"))
-    if (there or expert is not None) and expert not in there:
+    if expert is not None and not there:
+        raise LorachainsError(
+            f"{run.path} has no adapters with names, of which expert={expert} could be one: leave it out"
+        )
+    if there and expert not in there:
         said = "has no router to choose among its adapters" if expert is None else f"has no adapter {expert!r}"
-        raise LorachainsError(f"{run.path} {said}: choose one with expert= of {', '.join(there) or '(none)'}")
+        raise LorachainsError(f"{run.path} {said}: choose one with expert= of {', '.join(there)}")
     folders = {expert: adapters / expert} if expert is not None else {}
     if not there and run.adapter.is_dir():
         folders = {"adapter": run.adapter}

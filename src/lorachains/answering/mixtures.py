@@ -15,6 +15,7 @@ from lorachains.answering.engine import Answerer, parts
 from lorachains.answering.prompts import Prompts
 from lorachains.answering.replies import Choice, Route
 from lorachains.batch import Tokens
+from lorachains.data.protocol import positive
 from lorachains.data.tokens import padding_token
 from lorachains.decisions import one_expert
 from lorachains.errors import LorachainsError
@@ -55,8 +56,9 @@ class MixtureAnswerer(Answerer):
         """Where the routers send each text, and of the likeliest experts `k`.
 
         Raises:
-            LorachainsError: several are to answer, but none answers alone.
+            LorachainsError: so many make no sense, or several are to answer, but none answers alone.
         """
+        positive("top_k", k)
         if not self.alone and k != 1:
             raise LorachainsError(f"top_k is {k}, but here all experts answer together: set top_k=1, or decision=vote")
         if self.about.by_token:
@@ -69,7 +71,8 @@ class MixtureAnswerer(Answerer):
         logits = self.mixture.logits(prompts, padding_token(self.base.tokenizer))
         voted = one_expert(logits, "vote", self.mixture.voters).tolist()
         experts, blocks = self.mixture.experts(logits).tolist(), logits.argmax(-1).T.tolist()
-        shares, found = logits.softmax(-1).mean(0).tolist(), list[Choice]()
+        deciding = logits if self.mixture.voters is None else logits[self.mixture.voters]
+        shares, found = deciding.softmax(-1).mean(0).tolist(), list[Choice]()
         for expert, winner, of_blocks, mine in zip(experts, voted, blocks, shares, strict=True):
             told = dict(zip(names, mine, strict=True))
             route = Route(self.mixture.mode, names[winner], tuple(names[block] for block in of_blocks), told)

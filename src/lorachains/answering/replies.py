@@ -13,7 +13,7 @@ class Route:
         decision: how experts follow from that, see `decisions`.
         voted: the majority's expert.
         blocks: each block's own choice.
-        probabilities: of each expert, their mean over the blocks.
+        probabilities: of each expert, their mean over the blocks that vote.
     """
 
     decision: str

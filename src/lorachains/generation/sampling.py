@@ -1,5 +1,6 @@
 """How a token is drawn from the logits."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,9 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.temperature > 0 and 0 < self.top_p <= 1 and (self.top_k is None or self.top_k >= 1)):
+        numbers = all(type(number) in (int, float) for number in (self.temperature, self.top_p))
+        counted = self.top_k is None or (type(self.top_k) is int and self.top_k >= 1)
+        if not (numbers and counted and 0 < self.temperature < math.inf and 0 < self.top_p <= 1):
             raise LorachainsError(
                 f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p} can't be sampled with: "
                 "give a temperature above 0, a top_k of at least 1 and a top_p in (0, 1]"

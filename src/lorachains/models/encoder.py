@@ -36,6 +36,8 @@ def load_encoder(
     Raises:
         LorachainsError: the encoder can't be had, or its tokenizer gives no character offsets.
     """
+    if not isinstance(name, str) or not name:
+        raise LorachainsError(f"{KEY} is {name!r}: give a hub name or a folder")
     if name == "tiny":
         return tiny_encoder(labels, seed=seed)
     source = _source(name, wheels or {}, cache_dir)
