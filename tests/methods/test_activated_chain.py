@@ -192,6 +192,12 @@ def test_an_activated_adapter_is_not_taken_for_an_ordinary_one(folder: Path, tmp
     assert isinstance(outcome, Exception) != ordinary
 
 
+def test_prompts_without_room_for_a_request_are_refused(tmp_path: Path) -> None:
+    short = {"tasks": TASKS, **SIZES, "max_length": 8}
+    [outcome] = train_jobs([job(tmp_path, *SETTINGS, "method.activated=all", **short)])
+    assert "data.max_length is 8, but what activated adapters read behind a request takes " in str(outcome)
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -59,6 +59,9 @@ class ChainPrompts(Prompts):
 class ActivatedPrompts(ChainPrompts):
     """Those of a chain that has activated adapters.
 
+    Raises:
+        LorachainsError: prompts are so short that they have no room for a request.
+
     Attributes:
         names: each task's name behind the shared part of any instruction, with what stands between.
     """
@@ -71,7 +74,12 @@ class ActivatedPrompts(ChainPrompts):
         self._asking = _behind(prompt_tokens(tokenizer, question.about(template), endless, shared))
         self._answering = _behind(prompt_tokens(tokenizer, template, endless, shared))
         longest = max(len(text.input_ids) for text in (*self.names, self._asking, self._answering))
-        self._room = max(1, settings.max_length - longest)
+        if settings.max_length <= longest:
+            raise LorachainsError(
+                f"data.max_length is {settings.max_length}, but what activated adapters read behind a request takes "
+                f"{longest} tokens: give more"
+            )
+        self._room = settings.max_length - longest
 
     def shared(self, instruction: str) -> list[int]:
         """What the base alone reads of an instruction.

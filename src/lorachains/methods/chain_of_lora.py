@@ -17,6 +17,7 @@ from pathlib import Path
 from peft import LoraConfig
 
 from lorachains.answering.folder import BASE, ChainFile, check_invoked, check_settings, read_chain
+from lorachains.answering.prompts import prompts_of
 from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.data.activation import check_activated, invocation, shared_part
 from lorachains.data.protocol import positive
@@ -112,6 +113,7 @@ class ChainOfLora(Lora):
         invoked = {name: self.invocation_of(name, run) for name in self.names}
         for name, folder in self.kept.items():
             check_invoked(folder, invoked[name], f"method.activated={self.activated}")
+        prompts_of(run.tokenizer, self._settings(run))  # refuses what leaves no room for a request
         rows: dict[str, list[Encoded]] = {}
         for split in ("train", "val", "test"):
             given, train = run.rows(split), split == "train"
@@ -146,8 +148,7 @@ class ChainOfLora(Lora):
 
     # -- what is kept --------------------------------------------------------------------------------------------------
 
-    def _settings(self, run: int) -> ChainFile:
-        data = self.data.runs[run]
+    def _settings(self, data: TaskDataModule) -> ChainFile:
         return ChainFile(
             self.base.name, dict(self.question.names), self.question.prompt, data.template, data.max_length,
             self.selection, self.threshold, self.fallback, data.tasks[0].stop, self.activated,
@@ -157,12 +158,12 @@ class ChainOfLora(Lora):
         """Writes a run's adapters and `chain.json`."""
         metrics = super().save(run, folder)
         if writes():
-            self._settings(run).write(folder.path)
+            self._settings(self.data.runs[run]).write(folder.path)
         return metrics
 
     def report(self, run: int, folder: Path | None) -> dict[str, float]:
         """What `routed_metrics` tells, and the confusion of tasks."""
-        found, confusion = routed_metrics(self, run, self._settings(run))
+        found, confusion = routed_metrics(self, run, self._settings(self.data.runs[run]))
         if folder is not None and writes():
             confusion.write(folder)
         return found
