@@ -58,16 +58,16 @@ def compress(cfg: DictConfig, chain: ExportedChain) -> Report:
 
 def merge(cfg: DictConfig, chain: ExportedChain) -> Report:
     """The base with the chain in its weights; `lost` is the share of `ΔW` that their precision lost."""
-    output = _output(cfg)
+    output, dtype = _output(cfg), str(torch_dtype(cfg.model.dtype)).removeprefix("torch.")
     shards = _shards(cfg.model)
     why = "its weights lie in no folder of safetensors" if shards is None else shards.why_not(chain)
     if shards is not None and why is None:
         check_base(Path(cfg.adapter), cfg.model.name, shards.fingerprint())
-        return {"lost": shards.merge(chain, output), "dtype": cfg.model.dtype, "output": str(output)}
+        return {"lost": shards.merge(chain, output), "dtype": dtype, "output": str(output)}
     log.info("the whole model is taken into memory: %s", why)
     base = instantiate(cfg.model)
     check_base(Path(cfg.adapter), base.name, fingerprint(base.model))
-    return {"lost": merge_in_memory(chain, base, output), "dtype": cfg.model.dtype, "output": str(output)}
+    return {"lost": merge_in_memory(chain, base, output), "dtype": dtype, "output": str(output)}
 
 
 ACTIONS = {action.__name__: action for action in (show, rewind, compress, merge)}

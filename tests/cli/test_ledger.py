@@ -71,7 +71,7 @@ def test_merge_in_memory_and_file_by_file(train: Train, command: Command) -> Non
     assert len(list(Path("sharded").glob("*.safetensors"))) > 1
     whole = ["model=hf", "model.name=./sharded", "model.dtype=float32"]
     assert command(evaluate_main, *whole, *data)[1]["test/loss"] == pytest.approx(loss, rel=1e-5)
-    _, rounded, _ = command(main, *from_files, "output=rounded")
+    _, rounded, _ = command(main, *from_files, "model.dtype=bfloat16", "output=rounded")
     assert (rounded["dtype"], 0 < rounded["lost"] < 1) == ("bfloat16", True)
 
 

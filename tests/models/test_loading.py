@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from lorachains.config import conf_dir
 from lorachains.errors import LorachainsError
 from lorachains.models import LanguageModel, Wheels, byte_tokenizer, fingerprint, hub, load
+from lorachains.models.language_model import torch_dtype
 from tests.models.gguf_files import tiny_llama, write_gguf
 from tests.tiny import tiny_model
 
@@ -62,8 +63,21 @@ def test_dtype(folder: Path, dtype: str) -> None:
     assert {p.dtype for p in load(str(folder), dtype=dtype).model.parameters()} == {getattr(torch, dtype)}
 
 
+@pytest.mark.parametrize(
+    ("gpu", "instructions", "dtype"),
+    [(True, False, torch.bfloat16), (False, True, torch.bfloat16), (False, False, torch.float32)],
+)
+def test_auto_is_what_the_machine_is_fast_in(
+    gpu: bool, instructions: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert torch_dtype("auto") == dtype
+
+
 def test_unknown_dtype(folder: Path) -> None:
-    with pytest.raises(LorachainsError, match=r"model\.dtype is 'fp8': give one of float32, bfloat16, float16"):
+    with pytest.raises(LorachainsError, match=r"model\.dtype is 'fp8': give one of auto, float32, bfloat16, float16"):
         load(str(folder), dtype="fp8")
 
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def load(
     name: str,
     *,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     attn_implementation: str | None = None,
     checkpointing: bool = False,
     quantization: str | None = None,
