@@ -4,6 +4,7 @@ What an adapter doesn't serve is read by the base alone. The base's keys and val
 all adapters that are activated behind it: one reads the prompt, and the others go on from there.
 """
 
+import logging
 from collections.abc import Sequence
 from copy import copy
 from weakref import WeakKeyDictionary
@@ -90,6 +91,8 @@ class Prefill:
         return [(gathered(keys), gathered(values)) for keys, values in self._layers]
 
 
+log = logging.getLogger(__name__)
+
 _known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
@@ -108,9 +111,16 @@ def _try(model: PreTrainedModel, banks: Sequence[LoraBank]) -> bool:
         whole = answer_losses(model, batch).view(2, -1).sum(1)
         try:
             parts = Prefill(model, banks, prompts).log_likelihoods([Tokens(rest, [-100, *rest[1:]])])[:, 0]
-        except (NotImplementedError, TypeError, ValueError, RuntimeError):
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            log.info("prompts are read anew for each adapter: the model can't go on from a part of a text (%s)", reason)
             return False
-    return bool((parts + whole).norm() <= 0.02 * whole.norm())
+    same = bool((parts + whole).norm() <= 0.02 * whole.norm())
+    if not same:
+        log.info("prompts are read anew for each adapter: read in two parts, the model gives a text another likelihood")
+    return same
 
 
 def _batch(stream: Segments, places: Sequence[np.ndarray], answers: Sequence[np.ndarray], read: int = 0) -> TokenBatch:

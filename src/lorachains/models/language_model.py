@@ -76,8 +76,8 @@ def ready_to_train(
 def torch_dtype(dtype: str) -> torch.dtype:
     """The torch dtype that `model.dtype` names. Raises `LorachainsError` for any other word.
 
-    "auto" is bfloat16 on a GPU, and on a CPU with instructions for it; on others float32, since a product in bfloat16
-    takes there up to 25 times as long (AVX2, torch 2.13).
+    "auto" is bfloat16 on a GPU, and on a CPU with instructions for it; on others float32, since products in
+    bfloat16 take many times as long there.
     """
     if dtype == "auto":
         fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
