@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from lorachains.cli import settings_of
 from lorachains.config import conf_dir
-from lorachains.grouping import differing, group, told, trunk, why_alone, why_apart
+from lorachains.grouping import differing, group, lot, told, trunk, why_alone, why_apart
 from tests.runs import settings as composed
 
 
@@ -129,3 +129,11 @@ def test_rows_keep_apart_where_the_vocabulary_is_pruned_to_them() -> None:
     assert why_apart(first, job("model.prune_vocab=true", "data.seed=1")) == ["data.seed"]
     assert why_apart(first, job("model.prune_vocab=true", "data.task=chain_sum")) == ["data.task"]
     assert why_apart(first, job("model.prune_vocab=true", "data.order_seed=7", "optim.lr=1e-5")) == []
+
+
+def test_a_lot_has_what_is_trained_together_or_goes_on_from_it() -> None:
+    lora = jobs(["method=lora"], ["seed=0", "seed=1"], ["optim.lr=1e-3", "optim.lr=1e-4"])
+    cola = [job("method=cola", "knots=even", f"knots.links={links}", "seed=1") for links in (2, 3)]
+    assert len({lot(one) for one in (*lora, *cola)}) == 1
+    others = ("adapter.r=4", "data.task=acre", "data.seed=1", "data=superglue", "trainer.max_epochs=1", "method=full")
+    assert len({lot(job("method=lora", other)) for other in others} | {lot(lora[0])}) == len(others) + 1

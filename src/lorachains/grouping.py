@@ -1,5 +1,6 @@
 """Which jobs of a multirun can be trained as one bank: those whose settings differ only in what a bank stacks."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -58,6 +59,17 @@ def trunk(settings: Settings, others: Sequence[Settings]) -> int | None:
     shared = _without_knots(settings)
     same = (i for i, other in enumerate(others) if ties_none(other) and _without_knots(other) == shared)
     return next(same, None)
+
+
+def lot(settings: Settings) -> str:
+    """What is the same for jobs that save time together: those that can be a group, and what goes on from their trunk.
+
+    Jobs of other rows are not among them, even where a bank could hold them: they are what can be divided.
+    """
+    shared = {
+        key: value for key, value in _without_knots(settings).items() if key in ROWS or not _stackable(key, value)
+    }
+    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
 def why_apart(a: Settings, b: Settings) -> list[str]:

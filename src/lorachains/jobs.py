@@ -34,6 +34,9 @@ from lorachains.session import Outcome, Session
 
 log = logging.getLogger(__name__)
 
+GROUPS = ".groups"
+"""The folder beside those of runs, for the checkpoints of those that are trained together."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -234,8 +237,8 @@ def checkpoint_of(jobs: Sequence[Job]) -> Path:
     """Where the runs' one checkpoint is: in the folder of a run alone, else beside the runs' folders."""
     if len(jobs) == 1:
         return jobs[0].folder.checkpoint
-    names = hashlib.sha256("\n".join(job.folder.path.name for job in jobs).encode()).hexdigest()[:8]
-    return jobs[0].folder.path.parent / ".groups" / names / "last.ckpt"
+    first, names = jobs[0].folder.path, "\n".join(job.folder.path.name for job in jobs)
+    return first.parent / GROUPS / f"{first.name}-{hashlib.sha256(names.encode()).hexdigest()[:8]}" / "last.ckpt"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,14 +1,15 @@
 """Run folders as training leaves them, without training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lorachains.reproduce.runs import Run
 from lorachains.run_folder import RunFolder
 
 
-def run(root: Path, name: str) -> Run:
+def run(root: Path, name: str, lot: str = "", before: Sequence[Run] = ()) -> Run:
     """A run that hasn't been begun."""
-    return Run((f"name={name}",), RunFolder(root / name))
+    return Run((f"name={name}",), RunFolder(root / name), before, lot)
 
 
 def begin(run: Run) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from lorachains.config import conf_dir
 from lorachains.errors import LorachainsError
 from lorachains.reproduce import passes
 from lorachains.reproduce.__main__ import reproduce
+from lorachains.reproduce.passes import Launch
 from lorachains.reproduce.reports import report
 from lorachains.reproduce.runs import Composer, Table
 from lorachains.reproduce.sweeps import load, names, read
@@ -65,7 +66,7 @@ def table(tmp_path: Path) -> Iterator[Table]:
 
 def test_what_is_finished_is_not_made_again(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "runs"
-    assert reproduce([table], root, "replicas", "command")
+    assert reproduce([table], Launch(root), "command")
     told = json.loads((root / "cola-table1.json").read_text())
     assert [cell["row"] for cell in told["cells"]] == ["LoRA", "COLA"]
     shown = report(table)
@@ -76,20 +77,21 @@ def test_what_is_finished_is_not_made_again(table: Table, tmp_path: Path, monkey
     assert {path.parent.name for path in root.glob("*/metrics.json")} == set(folders)
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/*")}
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
-    assert reproduce([table], root, "replicas", "command")
+    assert reproduce([table], Launch(root), "command")
     assert {path: path.stat().st_mtime_ns for path in root.glob("*/*")} == before
 
 
 def test_two_at_a_time(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "runs"
 
-    def second(*_: object) -> int:
+    def second(*_: object) -> Generator[None, None, int]:
+        yield
         with pytest.raises(LorachainsError, match="another process is making runs in"):
-            reproduce([table], root, "replicas", "command")
+            reproduce([table], Launch(root), "command")
         return 1
 
     monkeypatch.setattr(passes, "_multirun", second)
-    assert not reproduce([table], root, "replicas", "command")
+    assert not reproduce([table], Launch(root), "command")
 
 
 def test_a_job_that_cannot_be_composed_is_named(tmp_path: Path) -> None:

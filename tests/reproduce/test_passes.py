@@ -1,6 +1,7 @@
 """What fails, or takes the process with it, is tried once more and then given up; all else is made."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,14 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Sequence[
     def call(runs: Sequence[Run], one_pass: Pass) -> list[list[str]]:
         asked = []
 
-        def multirun(asked_for: Sequence[Run], *_: object) -> int:
+        def multirun(asked_for: Sequence[Run], *_: object) -> Generator[None, None, int]:
+            yield
             asked.append([run.name for run in asked_for if not run.finished])
             return one_pass(asked_for)
 
         monkeypatch.setattr(passes, "_multirun", multirun)
-        passes.make(runs, tmp_path, "replicas", lambda: None)
+        monkeypatch.setattr(passes, "POLL", 0)
+        passes.make(runs, passes.Launch(tmp_path), lambda: None)
         return asked
 
     return call
@@ -89,3 +92,68 @@ def test_a_process_that_never_gets_to_a_run(made: Callable[..., list[list[str]]]
     assert len(made(runs, lambda _: -6)) == passes.ATTEMPTS
     assert len(made(runs, lambda _: 1)) == passes.ATTEMPTS
     assert all("ended with status 1: see" in str(one.failure) for one in runs)
+
+
+def test_several_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained together stays together; what begins with other runs waits for them."""
+    monkeypatch.setattr(passes, "POLL", 0)
+    single, other = [run(tmp_path, name, lot="single") for name in "ab"], [run(tmp_path, "c", lot="other")]
+    after = [run(tmp_path, "d", lot="after", before=[single[1]])]
+    log: list[str] = []
+
+    def multirun(lot: Sequence[Run], launch: passes.Launch, worker: int) -> Generator[None, None, int]:
+        names = "".join(one.name for one in lot)
+        log.append(f"{worker} begins {names}")
+        yield
+        for one in lot:
+            fail(one, "too hot") if one.name == "b" else finish(one)
+        log.append(f"{worker} ends {names}")
+        return 0
+
+    monkeypatch.setattr(passes, "_multirun", multirun)
+    passes.make([*single, *other, *after], passes.Launch(tmp_path, workers=2), lambda: None)
+    assert log == [
+        "0 begins ab",
+        "1 begins c",
+        "0 ends ab",
+        "0 begins ab",
+        "1 ends c",
+        "0 ends ab",
+        "0 begins d",
+        "0 ends d",
+    ]
+    assert [one.finished for one in (*single, *other, *after)] == [True, False, True, True]
+
+
+def test_workers_share_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    launch = passes.Launch(tmp_path, workers=3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert [launch.environment(worker)["CUDA_VISIBLE_DEVICES"] for worker in range(3)] == ["4", "7", "4"]
+    assert launch.environment(0)["OMP_NUM_THREADS"] == "4"
+    assert len({launch.log(worker) for worker in range(3)}) == 3
+    alone = passes.Launch(tmp_path)
+    assert alone.environment(0)["CUDA_VISIBLE_DEVICES"] == "4,7"
+    assert "OMP_NUM_THREADS" not in alone.environment(0)
+
+
+def test_ctrl_c_ends_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "POLL", 0)
+    ended = []
+
+    def multirun(lot: Sequence[Run], *_: object) -> Generator[None, None, int]:
+        try:
+            while True:
+                yield
+        finally:
+            ended.append(lot[0].name)
+
+    def show() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(passes, "_multirun", multirun)
+    runs = [run(tmp_path, name, lot=name) for name in "abc"]
+    with pytest.raises(KeyboardInterrupt):
+        passes.make(runs, passes.Launch(tmp_path, workers=2), show)
+    assert ended == ["a", "b"]

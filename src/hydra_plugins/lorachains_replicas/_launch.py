@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from hydra_plugins.lorachains_replicas._cluster import Cluster
 from hydra_plugins.lorachains_replicas._jobs import Ready, failure, prepare, train_group
 from lorachains.errors import LorachainsError
 from lorachains.grouping import differing, group, told, trunk, why_alone, why_apart
-from lorachains.jobs import checkpoint_of
+from lorachains.jobs import GROUPS, checkpoint_of
 from lorachains.session import Outcome
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def launch(launcher: "ReplicasLauncher", job_overrides: Sequence[Sequence[str]],
         train = _trainer(launcher)
         log.info("Launching %d jobs", len(job_overrides))
         returns = {i: _prepared(launcher, overrides, i) for i, overrides in enumerate(job_overrides, first)}
-        groups = _grouped(_to_be_trained(returns), launcher.group_size)
+        to_train = _to_be_trained(returns)
+        groups = _grouped(to_train, launcher.group_size)
         groups = groups if launcher.submitit else _grafted(groups)
         for job in returns.values():
             if job.status == JobStatus.COMPLETED:
@@ -46,12 +48,22 @@ def launch(launcher: "ReplicasLauncher", job_overrides: Sequence[Sequence[str]],
             for ready, outcome in zip(jobs, outcomes, strict=True):
                 _set(returns[ready.number], outcome)
         if all(job.status == JobStatus.COMPLETED for job in returns.values()):
-            shutil.rmtree(Path(launcher.config.hydra.sweep.dir, ".groups"), ignore_errors=True)  # nothing to resume
+            _forget_groups({ready.job.folder.path for ready in to_train})  # nothing to resume
     except LorachainsError as error:
         raise CompactHydraException(f"error: {error}") from None
     finally:
         _log_as_hydra(launcher)
     return list(returns.values())
+
+
+def _forget_groups(runs: Collection[Path]) -> None:
+    """Deletes what groups of these runs' folders have left: another process may be training others beside them."""
+    for groups in {run.parent / GROUPS for run in runs}:
+        for folder in groups.glob("*"):
+            if groups.parent / folder.name.rpartition("-")[0] in runs:
+                shutil.rmtree(folder)
+        with suppress(OSError):  # there are none, or there are others
+            groups.rmdir()
 
 
 def _log_as_hydra(launcher: "ReplicasLauncher") -> None:

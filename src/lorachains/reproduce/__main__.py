@@ -18,7 +18,7 @@ from lorachains.errors import LorachainsError
 from lorachains.report.assembly import write_report
 from lorachains.reproduce import sweeps, wandb_sweep
 from lorachains.reproduce.overview import Overview
-from lorachains.reproduce.passes import make
+from lorachains.reproduce.passes import Launch, make
 from lorachains.reproduce.reports import report
 from lorachains.reproduce.runs import Composer, Table
 from lorachains.reproduce.sweeps import Sweep
@@ -26,12 +26,13 @@ from lorachains.reproduce.sweeps import Sweep
 log = logging.getLogger(__name__)
 
 
-def reproduce(tables: Sequence[Table], root: Path, launcher: str, command: str) -> bool:
-    """Makes the missing runs of the tables in `root`; whether all are finished then.
+def reproduce(tables: Sequence[Table], launch: Launch, command: str) -> bool:
+    """Makes the missing runs of the tables in `launch.root`; whether all are finished then.
 
     Raises:
         LorachainsError: another process is making runs there.
     """
+    root = launch.root
     root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / ".lock", timeout=0):
@@ -40,7 +41,7 @@ def reproduce(tables: Sequence[Table], root: Path, launcher: str, command: str) 
             console = Console()
             minutes = max(table.sweep.minutes for table in tables)
             with Overview(tables, minutes, console) as overview:
-                make(overview.runs, root, launcher, overview.show)
+                make(overview.runs, launch, overview.show)
     except Timeout:
         raise LorachainsError(f"another process is making runs in {root}: wait for it, or give another root") from None
     failed = defaultdict[str, list[str]](list)
@@ -58,6 +59,17 @@ def chosen(cfg: DictConfig) -> list[Sweep]:
     return [sweeps.load(name, cfg.size) for name in asked]
 
 
+def _launch(cfg: DictConfig) -> Launch:
+    for key in ("workers",) if cfg.group_size is None else ("workers", "group_size"):
+        if type(cfg[key]) is not int or cfg[key] < 1:
+            raise LorachainsError(f"{key} is {cfg[key]!r}: give a whole number, 1 or more")
+    if cfg.group_size is not None and cfg.launcher != "replicas":
+        raise LorachainsError(
+            f"group_size is {cfg.group_size}, but launcher={cfg.launcher} has no groups: leave it out"
+        )
+    return Launch(Path(cfg.root), cfg.launcher, cfg.workers, cfg.group_size)
+
+
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="reproduce")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
@@ -71,7 +83,7 @@ def main(cfg: DictConfig) -> None:
     found = [composer.table(sweep) for sweep in tables]
     try:
         command = " ".join(["python -m lorachains.reproduce", *HydraConfig.get().overrides.task])
-        whole = reproduce(found, root, cfg.launcher, command)
+        whole = reproduce(found, _launch(cfg), command)
     except KeyboardInterrupt:
         print(f"stopped: nothing is lost, the same command goes on ({root})", file=sys.stderr)
         sys.exit(130)

@@ -10,8 +10,9 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from lorachains.cli import run_name
+from lorachains.cli import run_name, settings_of
 from lorachains.errors import LorachainsError
+from lorachains.grouping import lot
 from lorachains.reproduce.sweeps import Job, Overrides, Part, Sweep
 from lorachains.run_folder import RunFolder, write_whole
 
@@ -24,6 +25,8 @@ class Run:
     folder: RunFolder
     before: Sequence["Run"] = ()
     """The runs that it begins with."""
+    lot: str = ""
+    """The same for runs that are trained together (`grouping.lot`)."""
 
     @property
     def name(self) -> str:
@@ -121,6 +124,7 @@ class Composer:
         overrides = (*job.overrides, *begin, *self.extra)
         key = frozenset(overrides)
         if key not in self._known:
-            name = run_name(compose("train", overrides=list(overrides), return_hydra_config=True))
-            self._known[key] = Run(overrides, RunFolder(self.root / name), tuple(before.values()))
+            cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
+            folder = RunFolder(self.root / run_name(cfg))
+            self._known[key] = Run(overrides, folder, tuple(before.values()), lot(settings_of(cfg)))
         return self._known[key]
