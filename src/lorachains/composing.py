@@ -25,7 +25,7 @@ class Compositions:
     """The configs of jobs; of those that differ in nothing but plain values of `NUMBERS`, Hydra composes one.
 
     Each other one is a copy of it, in which Hydra sets the job's own numbers; it equals what Hydra composes.
-    Environment variables and the working directory are those of the first.
+    Environment variables, the working directory and the time in it are those of the first.
 
     Args:
         compose: composes a job's config by its overrides, with the node `hydra`.
