@@ -15,6 +15,7 @@ from omegaconf import open_dict
 
 from hydra_plugins.lorachains_replicas._cluster import Cluster
 from hydra_plugins.lorachains_replicas._jobs import Ready, failure, prepare, train_group
+from lorachains.composing import Compositions
 from lorachains.errors import LorachainsError
 from lorachains.grouping import differing, group, told, trunk, why_alone, why_apart
 from lorachains.jobs import GROUPS, checkpoint_of
@@ -37,7 +38,8 @@ def launch(launcher: "ReplicasLauncher", job_overrides: Sequence[Sequence[str]],
     try:
         train = _trainer(launcher)
         log.info("Launching %d jobs", len(job_overrides))
-        returns = {i: _prepared(launcher, overrides, i) for i, overrides in enumerate(job_overrides, first)}
+        configs = Compositions(partial(launcher.hydra_context.config_loader.load_sweep_config, launcher.config))
+        returns = {i: _prepared(launcher, configs, overrides, i) for i, overrides in enumerate(job_overrides, first)}
         to_train = _to_be_trained(returns)
         groups = _grouped(to_train, launcher.group_size)
         groups = groups if launcher.submitit else _grafted(groups)
@@ -79,10 +81,10 @@ def _trainer(launcher: "ReplicasLauncher") -> Callable[[Sequence[Sequence[Ready]
     return partial(map, train_group)
 
 
-def _prepared(launcher: "ReplicasLauncher", overrides: Sequence[str], number: int) -> JobReturn:
+def _prepared(launcher: "ReplicasLauncher", configs: Compositions, overrides: Sequence[str], number: int) -> JobReturn:
     """The job's folder and config, made by Hydra as for a job that runs alone; a `Ready` if it is to be trained."""
     log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
-    config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))
+    config = configs.config(overrides)
     with open_dict(config):
         config.hydra.job.id = config.hydra.job.num = number
     try:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from lorachains.cli import run_name, settings_of
+from lorachains.composing import Compositions
 from lorachains.errors import LorachainsError
 from lorachains.grouping import lot
 from lorachains.reproduce.sweeps import Job, Overrides, Part, Sweep
@@ -102,6 +104,7 @@ class Composer:
     def __init__(self, root: Path, extra: Sequence[str] = ()):
         self.root, self.extra = root, tuple(extra)
         self._known: dict[frozenset[str], Run] = {}
+        self._compositions = Compositions(partial(compose, "train", return_hydra_config=True))
 
     def table(self, sweep: Sweep) -> Table:
         """The sweep's runs. Raises a LorachainsError if a job can't be composed."""
@@ -124,7 +127,7 @@ class Composer:
         overrides = (*job.overrides, *begin, *self.extra)
         key = frozenset(overrides)
         if key not in self._known:
-            cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
+            cfg = self._compositions.config(overrides)
             folder = RunFolder(self.root / run_name(cfg))
             self._known[key] = Run(overrides, folder, tuple(before.values()), lot(settings_of(cfg)))
         return self._known[key]

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from lorachains.composing import parsed
 from lorachains.config import papers_dir, sweeps_dir
 from lorachains.errors import LorachainsError
 
@@ -191,12 +191,12 @@ def expanded(overrides: Sequence[str]) -> list[Overrides]:
         LorachainsError: Hydra can't read an override.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        job = [parsed(override) for override in overrides]
     except OverrideParseException as error:
         raise LorachainsError(
             f"{error.override}: is no override that Hydra can read: correct it in the sweep"
         ) from error
-    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    (jobs,) = BasicSweeper.split_arguments(job, None)
     return [tuple(job) for job in jobs]
 
 
