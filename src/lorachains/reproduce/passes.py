@@ -54,7 +54,8 @@ class Launch:
         """That of one worker's processes: several share the machine."""
         own = dict(os.environ)
         if self.workers > 1:
-            own.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
+            for threads in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+                own.setdefault(threads, str(max(1, (os.cpu_count() or 1) // self.workers)))
             visible = own.get("CUDA_VISIBLE_DEVICES", "").split(",")
             if gpus := visible if visible != [""] else list(map(str, range(torch.cuda.device_count()))):
                 own["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
