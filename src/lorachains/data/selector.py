@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from lorachains.batch import Tokens
+from lorachains.data.module import TaskDataModule
 from lorachains.data.tasks import Example, Task
 from lorachains.data.tokens import Encoded, encode_train
 from lorachains.errors import LorachainsError
@@ -108,6 +109,24 @@ class Decoys:
         words = rng.choice(DECOYS).format(name=name, question=question.about("").strip())
         parts = [words, asked] if rng.random() < 0.5 else [asked, words]
         return before + "\n".join(parts) + after
+
+
+class RowsOnce:
+    """What is made of a split's rows, once for all runs that have the same ones: runs side by side read them once.
+
+    Args:
+        make: from a run, its rows and the decoys to put among them.
+    """
+
+    def __init__(self, make: Callable[[TaskDataModule, Sequence[Encoded], Decoys | None], list[Encoded]]):
+        self.make = make
+        self._made: dict[tuple[int, Decoys | None], list[Encoded]] = {}
+
+    def __call__(self, run: TaskDataModule, split: str, decoys: Decoys | None) -> list[Encoded]:
+        rows = run.rows(split)
+        if (key := (id(rows), decoys)) not in self._made:
+            self._made[key] = self.make(run, rows, decoys)
+        return self._made[key]
 
 
 def selector_task(tasks: Sequence[Task]) -> Task:

@@ -20,8 +20,9 @@ from lorachains.answering.folder import BASE, ChainFile, check_invoked, check_se
 from lorachains.answering.prompts import prompts_of
 from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.data.activation import check_activated, invocation, shared_part
+from lorachains.data.loaders import SPLITS
 from lorachains.data.protocol import positive
-from lorachains.data.selector import SELECTOR, Decoys, selector_rows, selector_task
+from lorachains.data.selector import SELECTOR, Decoys, RowsOnce, selector_rows, selector_task
 from lorachains.data.tokens import Encoded, encode_eval, encode_train
 from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
@@ -106,27 +107,33 @@ class ChainOfLora(Lora):
     def reads(self, data: RunsDataModule) -> RunsDataModule:
         """The selector's rows beside the experts', each adapter's in training batches of their own."""
         data.setup()
-        return RunsDataModule([self._beside(run) for run in data.runs])
+        asked, answered = RowsOnce(self._asked), RowsOnce(self._answered)
+        return RunsDataModule([self._beside(run, asked, answered) for run in data.runs])
 
-    def _beside(self, run: TaskDataModule) -> TaskDataModule:
+    def _beside(self, run: TaskDataModule, asked: RowsOnce, answered: RowsOnce) -> TaskDataModule:
         check_tasks(self.question, run)
         invoked = {name: self.invocation_of(name, run) for name in self.names}
         for name, folder in self.kept.items():
             check_invoked(folder, invoked[name], f"method.activated={self.activated}")
         prompts_of(run.tokenizer, self._settings(run))  # refuses what leaves no room for a request
-        rows: dict[str, list[Encoded]] = {}
-        for split in ("train", "val", "test"):
-            given, train = run.rows(split), split == "train"
-            decoys = Decoys(self.decoys, run.template, run.order_seed) if train else None
-            shared = partial(shared_part, run.template) if self.activated != "none" else lambda _: 0
-            own = selector_rows(run.tokenizer, given, self.question, run.max_length, decoys, shared)
-            trained = [row for row in given if not (train and self.tasks[row.task] in self.kept)]
-            rows[split] = own + [replace(row, task=row.task + 1) for row in self._activated(run, trained, train)]
+        decoys = {"train": Decoys(self.decoys, run.template, run.order_seed)}
+        rows = {s: asked(run, s, decoys.get(s)) + answered(run, s, decoys.get(s)) for s in SPLITS}
         counts = [sum(row.task == task for row in rows["train"]) for task in range(len(self.names))]
         longest = max((-(-count // run.batch_size) for count in counts[1:]), default=0)
         selectors = self.selector_batch_size or (-(-counts[0] // longest) if longest else run.batch_size)
         sizes = [selectors] + [run.batch_size] * len(self.tasks)
         return run.with_rows(rows, [selector_task(run.tasks), *run.tasks], sizes)
+
+    def _asked(self, run: TaskDataModule, rows: Sequence[Encoded], decoys: Decoys | None) -> list[Encoded]:
+        """The selector's rows; decoys are among those that train."""
+        shared = partial(shared_part, run.template) if self.activated != "none" else lambda _: 0
+        return selector_rows(run.tokenizer, rows, self.question, run.max_length, decoys, shared)
+
+    def _answered(self, run: TaskDataModule, rows: Sequence[Encoded], decoys: Decoys | None) -> list[Encoded]:
+        """The experts' rows, which have no decoys; to train, of those that aren't taken over."""
+        train = decoys is not None
+        trained = [row for row in rows if not (train and self.tasks[row.task] in self.kept)]
+        return [replace(row, task=row.task + 1) for row in self._activated(run, trained, train)]
 
     def _activated(self, run: TaskDataModule, rows: Sequence[Encoded], train: bool) -> list[Encoded]:
         """The experts' rows, encoded anew where the base alone is to read the request."""

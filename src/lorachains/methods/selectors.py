@@ -20,7 +20,7 @@ from lorachains.answering.generated import generated_names
 from lorachains.batch import Tokens
 from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.data.loaders import SPLITS
-from lorachains.data.selector import SELECTOR, Decoys, Question, selector_rows, selector_task
+from lorachains.data.selector import SELECTOR, Decoys, Question, RowsOnce, selector_rows, selector_task
 from lorachains.data.tokens import Encoded, prompt_tokens
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction
@@ -78,12 +78,13 @@ class Selecting(Method):
     def reads(self, data: RunsDataModule) -> RunsDataModule:
         """The selector's row of each row of the data."""
         data.setup()
-        return RunsDataModule([self._reads(run) for run in data.runs])
+        asked = RowsOnce(self.asked)
+        return RunsDataModule([self._reads(run, asked) for run in data.runs])
 
-    def _reads(self, run: TaskDataModule) -> TaskDataModule:
+    def _reads(self, run: TaskDataModule, asked: RowsOnce) -> TaskDataModule:
         check_tasks(self.question, run)
         decoys = {"train": Decoys(self.decoys, run.template, run.order_seed)}
-        rows = {split: self.asked(run, run.rows(split), decoys.get(split)) for split in SPLITS}
+        rows = {split: asked(run, split, decoys.get(split)) for split in SPLITS}
         return run.with_rows(rows, [selector_task(run.tasks)])
 
     def save(self, run: int, folder: RunFolder) -> dict[str, float]:
