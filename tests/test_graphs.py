@@ -49,7 +49,7 @@ def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None
     data = RunsDataModule([make_data(base, order_seed=seed) for seed in range(runs)])
     data.setup()
     batch = filled(next(iter(data.train_dataloader())), 64)
-    replayed = Replayed(method.passes._forward_backward, method.device, lambda: method.chain.layout)
+    replayed = Replayed(method.passes._forward_backward, method.model.device, lambda: method.chain.layout)
     for knots in (0, 1):
         if knots:
             method.chain.tie(1)

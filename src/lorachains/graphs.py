@@ -42,6 +42,8 @@ def compile_layers(model: PreTrainedModel, back: bool = False) -> None:
     Args:
         back: takes that back instead.
     """
+    # On by default in torch 2.10 and 2.11: then a knot that changes a parameter's rank in place goes unseen.
+    torch._dynamo.config.use_recursive_dict_tags_for_guards = False
     for layer in decoder_layers(model):
         if back:
             layer._compiled_call_impl = None
