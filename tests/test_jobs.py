@@ -19,14 +19,14 @@ Groups = list[list[int]]
 def groups(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Groups]:
     """Stands in for the training of a group; returns the seeds of the groups that were tried."""
 
-    def stand_in(most: int, failing: int | None = None) -> Groups:
+    def stand_in(most: int, failing: int | None = None, kind: type[Exception] = torch.OutOfMemoryError) -> Groups:
         tried: Groups = []
 
         def train(jobs: Sequence[Job]) -> list[Outcome]:
             seeds = [int(job.cfg.seed) for job in jobs]
             tried.append(seeds)
             if len(jobs) > most:
-                raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+                raise kind("CUDA out of memory.\nTried to allocate")
             if failing in seeds:
                 raise RuntimeError("broken")
             return [{"seed": float(seed)} for seed in seeds]
@@ -55,8 +55,10 @@ def test_all_at_once_or_so_many_at_a_time(tmp_path: Path, groups: Callable[..., 
     assert tried == [[0, 1], [2, 3], [4]]
 
 
-def test_too_large_a_group_is_halved(tmp_path: Path, groups: Callable[..., Groups]) -> None:
-    tried = groups(most=2)
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_too_large_a_group_is_halved(tmp_path: Path, groups: Callable[..., Groups], kind: type[Exception]) -> None:
+    """Whether PyTorch's allocator finds no memory, or CUDA none of its own."""
+    tried = groups(most=2, kind=kind)
     assert seeds(train_jobs(jobs_of(tmp_path, 5))) == [0, 1, 2, 3, 4]
     assert [group for group in tried if len(group) <= 2] == [[0, 1], [2], [3, 4]]
 

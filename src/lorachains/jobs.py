@@ -23,7 +23,7 @@ from lorachains.forks import fork, forks
 from lorachains.grouping import ties_none
 from lorachains.inject import check_config
 from lorachains.loggers import finishing
-from lorachains.memory import reset_peak
+from lorachains.memory import out_of_memory, reset_peak
 from lorachains.methods import Method
 from lorachains.models import LanguageModel
 from lorachains.parallel import take_device, to_start, writes
@@ -82,19 +82,19 @@ def train_jobs(jobs: Sequence[Job], group_size: int | None = None) -> list[Outco
 def _side_by_side(jobs: Sequence[Job]) -> list[Outcome]:
     try:
         return _on_devices(jobs)
-    except torch.OutOfMemoryError as error:
-        if len(jobs) == 1:
-            remedy = "lower data.batch_size or data.max_length, or set model.checkpointing=true"
-            return [LorachainsError(f"out of memory ({_first_line(error)}): {remedy}")]
-        half = (len(jobs) + 1) // 2
-        log.warning("%d runs side by side need more memory than there is: %d at a time", len(jobs), half)
     except _Apart as apart:
         parts = apart.parts
         log.info("%s: trained apart, %s runs side by side", apart.why, [len(part) for part in parts])
         done = {job.folder: outcome for part in parts for job, outcome in zip(part, _side_by_side(part), strict=True)}
         return [done[job.folder] for job in jobs]
     except Exception as error:
-        return [error] * len(jobs)
+        if not out_of_memory(error):
+            return [error] * len(jobs)
+        if len(jobs) == 1:
+            remedy = "lower data.batch_size or data.max_length, or set model.checkpointing=true"
+            return [LorachainsError(f"out of memory ({_first_line(error)}): {remedy}")]
+        half = (len(jobs) + 1) // 2
+        log.warning("%d runs side by side need more memory than there is: %d at a time", len(jobs), half)
     gc.collect()
     torch.cuda.empty_cache()
     return _side_by_side(jobs[:half]) + _side_by_side(jobs[half:])

@@ -37,3 +37,10 @@ def peak_memory(device: torch.device) -> int | None:
         return int(torch.cuda.memory_stats(device)["requested_bytes.all.peak"])
     found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
     return int(found[1]) * 1024 if found else None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory of an accelerator ran out: the allocator's, or, of CUDA itself, that which others have left."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, torch.AcceleratorError) and "out of memory" in str(error)
+    )

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lorachains.bank import LoraBank, bare
 from lorachains.batch import TokenBatch, Tokens, pack
+from lorachains.memory import out_of_memory
 from lorachains.packing import packs, read
 from lorachains.prefixes import Family, in_common
 from lorachains.scoring import answer_losses, logits_after
@@ -111,9 +112,9 @@ def _try(model: PreTrainedModel, banks: Sequence[LoraBank]) -> bool:
         whole = answer_losses(model, batch).view(2, -1).sum(1)
         try:
             parts = Prefill(model, banks, prompts).log_likelihoods([Tokens(rest, [-100, *rest[1:]])])[:, 0]
-        except torch.OutOfMemoryError:
-            raise
         except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             log.info("prompts are read anew for each adapter: the model can't go on from a part of a text (%s)", reason)
             return False

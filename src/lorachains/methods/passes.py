@@ -14,6 +14,7 @@ from lorachains.evaluation import candidate_losses, generate, generator
 from lorachains.filling import filled
 from lorachains.generation import Generator
 from lorachains.graphs import Replayed, compile_layers, why_not
+from lorachains.memory import out_of_memory
 from lorachains.scoring import answer_losses
 from lorachains.sharding import sharded
 
@@ -74,9 +75,9 @@ class Passes:
             for _ in ("plain", "recorded"):
                 self._evaluate(filled(evaluation.scored, self.longest))
             torch.cuda.synchronize()
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # the compiler's own kinds, and CUDA's
+            if out_of_memory(error):
+                raise
             why = next(iter(str(error).splitlines()), type(error).__name__)
             if self._mode == "true":
                 raise LorachainsError(f"trainer.compile is true, but the model can't be compiled: {why}") from error
