@@ -4,6 +4,7 @@ SETUP := .venv/.setup-done
 
 TABLES := $(basename $(notdir $(wildcard sweeps/*.yaml)))
 SIZE ?= small
+WORKERS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: $(TABLES) reproduce smoke help setup demo test test-slow check lint layers types format build clean
@@ -27,10 +28,10 @@ demo: $(SETUP) ## fine-tune a real model with LoRA and with COLA, and compare th
 	$(BIN)/python -m lorachains.report runs/demo
 
 $(TABLES): $(SETUP)
-	$(BIN)/python -m lorachains.reproduce table=$@ size=$(SIZE)
+	$(BIN)/python -m lorachains.reproduce table=$@ size=$(SIZE) workers=$(WORKERS)
 
 reproduce: $(SETUP) ## all tables and figures of the papers (SIZE=smoke: on two cores, in minutes); what is finished is not run again
-	$(BIN)/python -m lorachains.reproduce table=all size=$(SIZE)
+	$(BIN)/python -m lorachains.reproduce table=all size=$(SIZE) workers=$(WORKERS)
 
 test: $(SETUP) ## run the tests, in a process for each core
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
