@@ -1,15 +1,21 @@
 """Where passes can't be replayed, it says why. The replaying needs a GPU; for what it reads see `test_batch.py`."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from hydra.utils import instantiate
 
+from lorachains.batch import TokenBatch
 from lorachains.data import RunsDataModule
 from lorachains.filling import filled
 from lorachains.graphs import Replayed, decoder_layers, why_not
-from lorachains.jobs import stack
+from lorachains.jobs import stack, train_jobs
 from lorachains.methods import Lora
 from tests.adapters import randomise
+from tests.jobs import job
 from tests.runs import language_model, make_data, settings
 from tests.tiny import ARCHITECTURES, tiny_model
 
@@ -30,6 +36,36 @@ def test_all_decoder_layers_are_found(arch: str) -> None:
     assert seen == [0, 1]
     parameters = sum(p.numel() for p in layers.parameters())
     assert parameters > 0.3 * sum(p.numel() for p in model.parameters())
+
+
+def test_after_a_change_each_size_is_passed_plainly_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has got another shape is compiled in the plain pass: during a recording that fails."""
+    made: list[str] = []
+
+    class Noting(Replayed):
+        def _aside(self, work: Any, batch: TokenBatch) -> Any:
+            return work(batch)
+
+        def _record(self, batch: TokenBatch) -> Any:
+            made.append("recorded")
+            return SimpleNamespace(
+                graph=SimpleNamespace(replay=lambda: made.append("replayed")), batch=batch, outputs=()
+            )
+
+    def plain(_: TokenBatch) -> tuple[torch.Tensor, ...]:
+        made.append("plain")
+        return ()
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    data = RunsDataModule([make_data(language_model("llama", torch.float32))])
+    data.setup()
+    batch, layout = filled(next(iter(data.train_dataloader())), 64), [0]
+    replayed = Noting(plain, torch.device("cpu"), lambda: layout[0])
+    for layout[0] in (0, 1):
+        for _ in range(3):
+            replayed(batch)
+    assert made == 2 * ["plain", "recorded", "replayed", "replayed"]
 
 
 @pytest.mark.gpu
@@ -61,3 +97,19 @@ def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None
             assert (ours - plain).norm() <= 2e-2 * plain.norm()
         assert len(replayed._recorded) == 1
         assert method.chain.layout == layout
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_run_whose_links_fall_in_rank_is_replayed(tmp_path: Path) -> None:
+    """Compiled and recorded for each rank anew: its losses are those of the plain run."""
+    told = {}
+    for mode in ("true", "false"):
+        trained = job(
+            tmp_path / mode, "method=cola", "knots=at_steps", "knots.steps=[9,16]", "knots.ranks=[8,2,4]",
+            f"trainer.compile={mode}", "trainer.accelerator=gpu", "trainer.max_epochs=3", dtype="bfloat16",
+        )  # fmt: skip
+        (told[mode],) = train_jobs([trained])
+    assert isinstance(told["true"], dict), told["true"]
+    assert isinstance(told["false"], dict), told["false"]
+    assert told["true"]["val/loss"] == pytest.approx(told["false"]["val/loss"], rel=2e-2)

@@ -42,7 +42,7 @@ def compile_layers(model: PreTrainedModel, back: bool = False) -> None:
     Args:
         back: takes that back instead.
     """
-    # On by default in torch 2.10 and 2.11: then a knot that changes a parameter's rank in place goes unseen.
+    # On by default in torch 2.10 and 2.11, whose guards may then miss that a knot changes a parameter's rank in place.
     torch._dynamo.config.use_recursive_dict_tags_for_guards = False
     for layer in decoder_layers(model):
         if back:
@@ -73,7 +73,7 @@ class _Recorded:
 
 
 class Replayed:
-    """A pass that is recorded for each size of batch at its second time, and replayed.
+    """A pass that is recorded for each size of batch at its second time (since the last change), and replayed.
 
     Args:
         run: the pass. What it reads beside the batch must stay where it is.
@@ -97,6 +97,7 @@ class Replayed:
         """
         if self._of_layout != self.layout():
             self._recorded.clear()
+            self._met.clear()  # what has another shape is compiled anew, which can't be done during a recording
             self._pool = torch.cuda.graph_pool_handle()  # the old one is gone with its last graph
             self._of_layout = self.layout()
         key = (*((name, *tensor.shape) for name, tensor in batch.tensors().items()), batch.longest)
