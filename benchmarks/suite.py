@@ -39,6 +39,8 @@ FIGURES = {
     "step_opt-1.3b": "speed.py step model=opt-1.3b rows=8 seq=256 random=true",
     "step_llama2-7b": "speed.py step model=llama2-7b rows=4 seq=512 random=true",
     "knot_llama2-7b": "speed.py knot model=llama2-7b rows=4 seq=512 random=true",
+    "memory_opt-1.3b": "knot_memory.py memory model=opt-1.3b random=true",
+    "memory_llama2-7b": "knot_memory.py memory model=llama2-7b rows=4 seq=512 random=true",
     "grid": "commands.py grid root={root} output={output}/grid.parts.json",
 }
 """The command of each figure, in the order in which they are found: those that take long come last."""
