@@ -22,7 +22,7 @@ def filled(batch: TokenBatch, longest: int) -> TokenBatch:
     Args:
         longest: of all batches to come.
     """
-    tokens, answers = _round(len(batch.input_ids)), _round(len(batch.positions), least=16)
+    tokens, answers = _round(len(batch.input_ids), 8), _round(len(batch.positions), 4)
     padding = _pieces(tokens - len(batch.input_ids))
     lengths = [*batch.lengths, *padding]
     lengths += [0] * (-len(lengths) % SEGMENTS)
@@ -51,7 +51,7 @@ def _filled_keys(batch: TokenBatch, added: Sequence[int]) -> dict[str, Any]:
         return {}
     lengths, start = (*batch.key_lengths, *added), len(batch.input_ids)
     keys = torch.cat([batch.keys, torch.arange(start, start + sum(added))])
-    return {"keys": _fill(keys, _round(len(keys))), "key_bounds": _bounds(batch, lengths), "key_lengths": lengths}
+    return {"keys": _fill(keys, _round(len(keys), 8)), "key_bounds": _bounds(batch, lengths), "key_lengths": lengths}
 
 
 def _bounds(batch: TokenBatch, lengths: Sequence[int]) -> Tensor:
@@ -66,7 +66,11 @@ def _pieces(tokens: int) -> list[int]:
     return [min(FILLING, tokens - start) for start in range(0, tokens, FILLING)]
 
 
-def _round(size: int, least: int = 64) -> int:
-    """Up to a multiple of `least`, and of a 32nd of the power of two below: few sizes, and little padding."""
-    step = max(least, 1 << max(0, size.bit_length() - 6))
+def _round(size: int, parts: int) -> int:
+    """Up to a multiple of 64, and of that part of the power of two below.
+
+    Two sizes vary by themselves in texts of many lengths: finer ones would leave hardly any batch of a size that was
+    seen before, and recording one takes as long as replaying it ten times.
+    """
+    step = max(64, (1 << size.bit_length() - 1) // parts) if size else 64
     return -(-size // step) * step
