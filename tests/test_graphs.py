@@ -1,5 +1,8 @@
 """Where passes can't be replayed, it says why. The replaying needs a GPU; for what it reads see `test_batch.py`."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +12,13 @@ import torch
 from hydra.utils import instantiate
 
 from lorachains.batch import TokenBatch
+from lorachains.config import sweeps_dir
 from lorachains.data import RunsDataModule
 from lorachains.filling import filled
 from lorachains.graphs import Replayed, decoder_layers, why_not
-from lorachains.jobs import stack, train_jobs
+from lorachains.jobs import stack
 from lorachains.methods import Lora
 from tests.adapters import randomise
-from tests.jobs import job
 from tests.runs import language_model, make_data, settings
 from tests.tiny import ARCHITECTURES, tiny_model
 
@@ -102,14 +105,23 @@ def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_run_whose_links_fall_in_rank_is_replayed(tmp_path: Path) -> None:
-    """Compiled and recorded for each rank anew: its losses are those of the plain run."""
+    """Compiled and recorded for each rank anew: its losses are those of the plain run.
+
+    In processes of their own: here shapes are checked at each call, which can't be compiled.
+    """
+    rows = sweeps_dir() / "smoke" / "rows.jsonl"
+    given = [
+        "model=tiny", "model.dtype=bfloat16", "data=instructions", f"data.path='{rows}'",
+        "data.tasks=[ADDING]", "data.batch_size=4", "method=cola", "knots=at_steps", "knots.steps=[9,16]",
+        "knots.ranks=[8,2,4]", "trainer.accelerator=gpu", "trainer.max_epochs=6",
+    ]  # fmt: skip
     told = {}
     for mode in ("true", "false"):
-        trained = job(
-            tmp_path / mode, "method=cola", "knots=at_steps", "knots.steps=[9,16]", "knots.ranks=[8,2,4]",
-            f"trainer.compile={mode}", "trainer.accelerator=gpu", "trainer.max_epochs=3", dtype="bfloat16",
-        )  # fmt: skip
-        (told[mode],) = train_jobs([trained])
-    assert isinstance(told["true"], dict), told["true"]
-    assert isinstance(told["false"], dict), told["false"]
+        folder = tmp_path / mode
+        own = [*given, f"trainer.compile={mode}", f"hydra.run.dir='{folder}'"]
+        made = subprocess.run([sys.executable, "-m", "lorachains.train", *own], capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        told[mode] = json.loads((folder / "metrics.json").read_text())
+    ranks = [json.loads(line)["rank"] for line in (folder / "knots.jsonl").read_text().splitlines()]
+    assert ranks == [8, 2, 4]
     assert told["true"]["val/loss"] == pytest.approx(told["false"]["val/loss"], rel=2e-2)

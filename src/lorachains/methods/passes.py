@@ -11,7 +11,7 @@ from lorachains.batch import TokenBatch
 from lorachains.data import EvalBatch
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generate, generator
-from lorachains.filling import filled
+from lorachains.filling import Sizes, filled
 from lorachains.generation import Generator
 from lorachains.graphs import Replayed, compile_layers, why_not
 from lorachains.memory import out_of_memory
@@ -38,6 +38,7 @@ class Passes:
         self._compiled = False
         self._generator: Generator | None = None
         self.longest = 0
+        self._sizes = {"train": Sizes(), "evaluate": Sizes()}
 
     def prepare(self, mode: str) -> None:
         """Chooses how passes are run: `trainer.compile`, "auto" (where it can be done), "true" or "false".
@@ -56,6 +57,7 @@ class Passes:
                 log.warning("not compiled (trainer.compile=auto): %s", why)
             return
         self.longest = max(run.longest() for run in self.method.data.runs)
+        self._sizes = {"train": Sizes(), "evaluate": Sizes()}
         if not self._compiled:
             compile_layers(model)
             self._compiled = True
@@ -70,10 +72,10 @@ class Passes:
         train, evaluation = self.method.data.largest(max(1, epochs))
         try:
             for _ in ("plain", "recorded"):
-                self._train(filled(train, self.longest))
+                self._train(self._filled(train, "train", largest=True))
             model.eval()
             for _ in ("plain", "recorded"):
-                self._evaluate(filled(evaluation.scored, self.longest))
+                self._evaluate(self._filled(evaluation.scored, "evaluate", largest=True))
             torch.cuda.synchronize()
         except Exception as error:  # the compiler's own kinds, and CUDA's
             if out_of_memory(error):
@@ -97,14 +99,17 @@ class Passes:
     def place(self, batch: Any, device: torch.device) -> Any:
         """The batch where its pass wants it: filled up on the host for a graph, else on the device."""
         if self._train is not None and isinstance(batch, TokenBatch):
-            return filled(batch, self.longest).pin_memory()
+            return self._filled(batch, "train").pin_memory()
         if self._train is not None and isinstance(batch, EvalBatch):
             adapters = None if batch.adapters is None else batch.adapters.to(device)
             return EvalBatch(
-                batch.runs, batch.rows, filled(batch.scored, self.longest).pin_memory(), batch.prompts, adapters,
+                batch.runs, batch.rows, self._filled(batch.scored, "evaluate").pin_memory(), batch.prompts, adapters,
                 batch.starts,
             )  # fmt: skip
         return batch.to(device)
+
+    def _filled(self, batch: TokenBatch, kind: str, largest: bool = False) -> TokenBatch:
+        return filled(batch, self.longest, self._sizes[kind].of(batch, largest))
 
     def train(self, batch: TokenBatch) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         """Each adapter's losses by term, and the gradient of their sum as the method's `differentiate` gives it.
