@@ -122,8 +122,7 @@ class Replayed:
 
     def _record(self, batch: TokenBatch) -> _Recorded:
         torch.cuda.synchronize()
-        if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved():
-            torch.cuda.empty_cache()  # the recording needs as much again, from memory of its own
+        torch.cuda.empty_cache()  # the recording needs as much again, from memory of its own; and others share the GPU
         # Lightning frees cuBLAS's workspaces after each fit or test: a graph needs one of its own.
         torch._C._cuda_clearCublasWorkspaces()
         graph = torch.cuda.CUDAGraph()
