@@ -1,5 +1,6 @@
 """The command line of the benchmarks: `FIGURE key=value …`; and figures of parts, each kept as soon as it is found."""
 
+import contextlib
 import inspect
 import json
 import sys
@@ -88,7 +89,9 @@ def run(functions: dict[str, Callable[..., Figures]]) -> None:
             raise LorachainsError(f"the figure is {figure!r}: give one of {', '.join(functions)}, then key=value …")
         settings = fitting(functions[figure], arguments(given))
         head = {"command": " ".join(sys.argv[1:]), "device": device(), "torch": torch.__version__}
-        print(json.dumps(head | functions[figure](**settings), indent=2))
+        with contextlib.redirect_stdout(sys.stderr):  # libraries print, too
+            found = functions[figure](**settings)
+        print(json.dumps(head | found, indent=2))
     except HydraException as error:  # there is no such model; also an OSError
         sys.exit(f"error: {str(error).splitlines()[0]}")
     except (LorachainsError, OSError) as error:

@@ -103,7 +103,10 @@ def _find(command: list[str], file: Path, seconds: float) -> str:
     if process.returncode:
         last = next(iter(log.read_text().strip().splitlines()[-1:]), "nothing said")
         return f"failed with {process.returncode}: {last}"
-    json.loads(printed)
+    try:
+        json.loads(printed)
+    except json.JSONDecodeError:
+        return f"failed: it printed no JSON, but {printed[:30]!r}"
     file.write_text(printed)
     return "found"
 

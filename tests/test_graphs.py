@@ -71,6 +71,29 @@ def test_after_a_change_each_size_is_passed_plainly_before_it_is_recorded(monkey
     assert made == 2 * ["plain", "recorded", "replayed", "replayed"]
 
 
+def test_what_was_compiled_for_another_rank_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guards of what was compiled may not notice that a parameter has another shape; a knot of the same rank needs
+    nothing."""
+    method = stack(
+        [instantiate(settings("method=cola").method, _partial_=True)], language_model("llama", torch.float32)
+    )
+    assert isinstance(method, Lora)
+    method.chain.flatten()
+    method.chain.reserve(24)
+    forgotten: list[int] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: forgotten.append(method.chain.rank))
+    monkeypatch.setattr("lorachains.methods.passes.why_not", lambda _: None)
+    monkeypatch.setattr("lorachains.methods.passes.Replayed", lambda run, device, layout: layout)
+    monkeypatch.setattr(type(method), "data", SimpleNamespace(runs=[SimpleNamespace(longest=lambda: 8)]))
+    method.passes.prepare("true")
+    layout: Any = method.passes._train
+    for step, rank in enumerate([8, 2, 2, 4]):
+        method.chain.tie(step)
+        method.chain.extend(rank)
+        assert layout() == method.layout
+    assert forgotten == [2, 4]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("runs", [1, 3])

@@ -6,7 +6,8 @@ sizes (`filling`) and copied into the graph's own tensors; what a knot changes, 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -42,8 +43,6 @@ def compile_layers(model: PreTrainedModel, back: bool = False) -> None:
     Args:
         back: takes that back instead.
     """
-    # On by default in torch 2.10 and 2.11, whose guards may then miss that a knot changes a parameter's rank in place.
-    torch._dynamo.config.use_recursive_dict_tags_for_guards = False
     for layer in decoder_layers(model):
         if back:
             layer._compiled_call_impl = None
@@ -63,6 +62,20 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The model's list of decoder layers."""
     depth = model.config.num_hidden_layers
     return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+
+
+@contextmanager
+def own_workspaces() -> Iterator[None]:
+    """Within, a CUDA graph is recorded with workspaces of cuBLAS that are its own.
+
+    Those at hand don't outlive it: Lightning frees them after each fit or test, as does the next recording. What lies
+    there then a replay would overwrite, and a GPU where nothing does stops.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @dataclass(frozen=True)
@@ -123,14 +136,12 @@ class Replayed:
     def _record(self, batch: TokenBatch) -> _Recorded:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the recording needs as much again, from memory of its own; and others share the GPU
-        # Lightning frees cuBLAS's workspaces after each fit or test: a graph needs one of its own.
-        torch._C._cuda_clearCublasWorkspaces()
         graph = torch.cuda.CUDAGraph()
-        # Not `with torch.cuda.graph`, which collects garbage and frees all cached memory: a second, each time.
-        graph.capture_begin(pool=self._pool)
-        try:
-            outputs = self.run(batch)
-        finally:
-            graph.capture_end()
-        torch._C._cuda_clearCublasWorkspaces()
+        with own_workspaces():
+            # Not `with torch.cuda.graph`, which collects garbage as well: a second, each time.
+            graph.capture_begin(pool=self._pool)
+            try:
+                outputs = self.run(batch)
+            finally:
+                graph.capture_end()
         return _Recorded(graph, batch, outputs)

@@ -20,6 +20,8 @@ figure, output = sys.argv[1], sys.argv[2].partition("=")[2]
 if figure == "slow":
     subprocess.Popen([sys.executable, "-c", f"import time; time.sleep(2); open('{output}/late', 'w')"])
     time.sleep(60)
+if figure == "talking":
+    print("[a library] welcome")
 if figure == "bad":
     sys.exit("error: nothing to measure")
 print(json.dumps({"seconds": 1.5, "given": sys.argv[1:]}))
@@ -30,15 +32,16 @@ print(json.dumps({"seconds": 1.5, "given": sys.argv[1:]}))
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    figures = {figure: f"{script} {figure} output={{output}}" for figure in ("quick", "bad", "slow", "last")}
+    figures = {figure: f"{script} {figure} output={{output}}" for figure in ("quick", "bad", "talking", "slow", "last")}
     monkeypatch.setattr(suite, "FIGURES", figures | {"grid": f"{script} grid root={{root}}"})
     monkeypatch.setattr(suite, "LEAST", 0.5)
 
 
 def test_what_is_found_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert suite.find("tiny", str(out), figures=["quick", "bad"]) == {
+    assert suite.find("tiny", str(out), figures=["quick", "talking", "bad"]) == {
         "quick": "found",
+        "talking": "failed: it printed no JSON, but '[a library] welcome\\n{\"seconds\"'",
         "bad": "failed with 1: error: nothing to measure",
     }
     found = json.loads((out / "quick.json").read_text())

@@ -98,6 +98,8 @@ def test_replayed_steps_are_the_eager_ones(arch: str, sampling: Sampling | None)
             bank.to("cuda")
         expected = eager(prompts, 40, adapter, sampling)
         assert replayed(prompts, 40, adapter, sampling) == expected
+        torch._C._cuda_clearCublasWorkspaces()  # as Lightning does after a fit, and the recording of another graph
+        torch.cuda.empty_cache()
         assert replayed(prompts, 40, adapter, sampling) == expected
         # Bloom of some releases of transformers asks the host in each step: found out, logged, and not captured.
         assert [lane.graph is not None for lane in replayed._lanes.values()] == [replayed._replayable]

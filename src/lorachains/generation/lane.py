@@ -13,6 +13,7 @@ from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from lorachains.generation.sampling import Sampling
 from lorachains.generation.serving import Served
+from lorachains.graphs import own_workspaces
 from lorachains.prefill import Prefill
 
 _WARM_UP = 3  # eager steps before a graph is captured
@@ -105,7 +106,7 @@ class Lane:
         capture = torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local")
         # Autocast's copies of weights, which it keeps till its end, would be gone at the next replay.
         enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        with torch.autocast("cuda", dtype, enabled, cache_enabled=False), capture:
+        with torch.autocast("cuda", dtype, enabled, cache_enabled=False), own_workspaces(), capture:
             self._next(self.token, self.position)
         return graph
 

@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorachains.batch import TokenBatch
 from lorachains.data import EvalBatch
@@ -61,8 +61,19 @@ class Passes:
         if not self._compiled:
             compile_layers(model)
             self._compiled = True
-        self._train = Replayed(self._forward_backward, model.device, lambda: self.method.layout)
-        self._evaluate = Replayed(self._score, model.device, lambda: self.method.layout)
+        self._seen = self.method.layout, _shapes(model)
+        self._train = Replayed(self._forward_backward, model.device, self._layout)
+        self._evaluate = Replayed(self._score, model.device, self._layout)
+
+    def _layout(self) -> int:
+        """The method's. What was compiled before a tensor has got another shape in place, as at a knot with another
+        rank, is forgotten: its guards may not notice that (those of torch 2.11 don't)."""
+        layout, shapes = self._seen
+        if self.method.layout != layout:
+            self._seen = self.method.layout, _shapes(self.method.model)
+            if self._seen[1] != shapes:
+                torch.compiler.reset()
+        return self.method.layout
 
     def rehearse(self) -> None:
         """Makes the largest passes of the run to come, so that memory runs out now or never."""
@@ -156,3 +167,7 @@ class Passes:
         most = self.method.data.runs[0].max_new_tokens
         prompts = batch.prompts
         return generate(self.generator(), self.method.base.tokenizer, prompts, most, batch.adapters, batch.starts)
+
+
+def _shapes(model: nn.Module) -> list[torch.Size]:
+    return [tensor.shape for tensor in (*model.parameters(), *model.buffers())]
