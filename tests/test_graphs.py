@@ -125,26 +125,44 @@ def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None
         assert method.chain.layout == layout
 
 
+RUNS = {
+    "links that fall in rank": ["method=cola", "data.tasks=[ADDING]", "knots=at_steps", "knots.steps=[9,16]",
+                                "knots.ranks=[8,2,4]"],
+    "experts": ["method=single_lora"],
+    "mixture": ["method=moa"],
+    "mixture with two routers a block": ["method=moa", "method.share_router=false",
+                                         "adapter.target_modules=all-linear"],
+    "mixture by the token": ["method=moe_lora"],
+    "chain": ["method=chain_of_lora", "method.selection=generate"],
+}  # fmt: skip
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_run_whose_links_fall_in_rank_is_replayed(tmp_path: Path) -> None:
-    """Compiled and recorded for each rank anew: its losses are those of the plain run.
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_that_is_replayed_is_the_plain_one(run: str, tmp_path: Path) -> None:
+    """With answers generated in between, and what changes in a run compiled and recorded anew.
 
     In processes of their own: here shapes are checked at each call, which can't be compiled.
     """
     rows = sweeps_dir() / "smoke" / "rows.jsonl"
     given = [
-        "model=tiny", "model.dtype=bfloat16", "data=instructions", f"data.path='{rows}'",
-        "data.tasks=[ADDING]", "data.batch_size=4", "method=cola", "knots=at_steps", "knots.steps=[9,16]",
-        "knots.ranks=[8,2,4]", "trainer.accelerator=gpu", "trainer.max_epochs=6",
+        *RUNS[run], "model=tiny", "model.dtype=bfloat16", "data=instructions", f"data.path='{rows}'",
+        "data.batch_size=4", "data.generate=true", "data.max_new_tokens=24", "method.select=last",
+        "trainer.accelerator=gpu", "trainer.max_epochs=6",
     ]  # fmt: skip
     told = {}
-    for mode in ("true", "false"):
+    for mode in ("auto", "false"):
         folder = tmp_path / mode
         own = [*given, f"trainer.compile={mode}", f"hydra.run.dir='{folder}'"]
         made = subprocess.run([sys.executable, "-m", "lorachains.train", *own], capture_output=True, text=True)
         assert made.returncode == 0, made.stderr
+        assert (": batches of up to" in made.stdout + made.stderr) == (mode == "auto")
         told[mode] = json.loads((folder / "metrics.json").read_text())
-    ranks = [json.loads(line)["rank"] for line in (folder / "knots.jsonl").read_text().splitlines()]
-    assert ranks == [8, 2, 4]
-    assert told["true"]["val/loss"] == pytest.approx(told["false"]["val/loss"], rel=2e-2)
+    compared = [key for key in told["auto"] if key.endswith("loss")]
+    assert compared
+    for key in compared:
+        assert told["auto"][key] == pytest.approx(told["false"][key], rel=2e-2), key
+    if run == "links that fall in rank":
+        ranks = [json.loads(line)["rank"] for line in (folder / "knots.jsonl").read_text().splitlines()]
+        assert ranks == [8, 2, 4]

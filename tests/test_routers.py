@@ -61,7 +61,9 @@ def test_the_loss_counts_each_text_once(layout: object) -> None:
     batch = pack(TEXTS, OWNERS, experts=4)
     x, prompts = of_stream(batch) if layout is of_stream else of_rows(batch)
     mine = routers("mean_rms")
-    logits = torch.stack([mine.logits(block, x, prompts) for block in range(2)])
+    each = torch.stack([mine.block_logits(block, x, prompts) for block in range(2)])
+    logits = mine.logits(torch.stack([mine.pooled(x, prompts)] * 2))
+    torch.testing.assert_close(logits, each)
     parts, expected = router_losses(logits, prompts, 4), torch.zeros(4, dtype=torch.float64)
     for text, owner in zip(TEXTS, OWNERS, strict=True):
         read = by_hand(embedded(prompt(text)), "mean_rms")
@@ -75,7 +77,7 @@ def test_the_loss_counts_each_text_once(layout: object) -> None:
 def test_routers_begin_without_an_opinion() -> None:
     fresh = Routers(4, 2, 6)
     x, prompts = of_stream(pack(TEXTS, OWNERS, experts=4))
-    assert (fresh.logits(1, x, prompts) == 0).all()
+    assert (fresh.block_logits(1, x, prompts) == 0).all()
     assert fresh.weight.shape == (2, 4, 6)
 
 

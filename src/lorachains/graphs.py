@@ -6,7 +6,7 @@ sizes (`filling`) and copied into the graph's own tensors; what a knot changes, 
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -37,13 +37,14 @@ def why_not(model: PreTrainedModel) -> str | None:
     return None
 
 
-def compile_layers(model: PreTrainedModel, back: bool = False) -> None:
+def compile_layers(model: PreTrainedModel, beside: Sequence[nn.Module] = (), back: bool = False) -> None:
     """Compiles the decoder layers, in place: as one function, since they differ in their weights alone.
 
     Args:
+        beside: further modules, each by itself.
         back: takes that back instead.
     """
-    for layer in decoder_layers(model):
+    for layer in (*decoder_layers(model), *beside):
         if back:
             layer._compiled_call_impl = None
         else:

@@ -72,7 +72,7 @@ class Mixture:
     def training(
         self, batch: TokenBatch, way: Training, unlabelled: Training = "soft"
     ) -> Iterator[tuple[Prompts, list[Tensor]]]:
-        """Within, a pass over the batch leaves each block's logits `(texts, experts)`, and goes its way by them.
+        """Within, a pass over the batch leaves what each block's router reads, `(texts, hidden)`.
 
         Args:
             way: of texts with a label.
@@ -80,11 +80,12 @@ class Mixture:
         """
         prompts, bounds = self.prompts(batch)
         some_unlabelled = len(batch.loads) > self.chain.experts
-        logits: list[Tensor] = [torch.empty(0)] * len(self.blocks)
+        pooled: list[Tensor] = [torch.empty(0)] * len(self.blocks)
 
         def see(block: int, x: Tensor) -> None:
-            found = logits[block] = self.routers.logits(block, x, prompts)
+            pooled[block] = self.routers.pooled(x, prompts)
             if way != "label" or some_unlabelled:
+                found = pooled[block] @ self.routers.weight[block].mT
                 of_text = self._weights(found, prompts, way)
                 if some_unlabelled:
                     labelled = prompts.labelled(self.chain.experts).unsqueeze(1)
@@ -94,10 +95,10 @@ class Mixture:
 
         with self.blocks.watched(see):
             if way == "label" and not some_unlabelled:
-                yield prompts, logits
+                yield prompts, pooled
                 return
             with self.blocks.routed():
-                yield prompts, logits
+                yield prompts, pooled
 
     def _weights(
         self, logits: Float[Tensor, "texts experts"], prompts: Prompts, way: Training
@@ -144,7 +145,7 @@ class Mixture:
         found: list[Tensor] = []
 
         def see(block: int, x: Tensor) -> None:
-            logits = self.routers.logits(block, x, where)
+            logits = self.routers.block_logits(block, x, where)
             found.append(logits)
             self.blocks.routings[block].route = self._route(logits, self._owners(batch))
 

@@ -11,7 +11,7 @@ Which tokens are read and how they are put together (the pool) the paper leaves 
   block can't tell domains apart by it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -38,6 +38,7 @@ class Prompts:
     inside: Bool[Tensor, "texts tokens"]
     last: Int64[Tensor, " texts"]
     owner: Int64[Tensor, " texts"]
+    _known: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def there(self) -> Bool[Tensor, " texts"]:
@@ -49,7 +50,12 @@ class Prompts:
         return self.owner < experts
 
     def weights(self, pool: str, dtype: torch.dtype) -> Float[Tensor, "texts tokens"]:
-        """Of each token in a text's pool."""
+        """Of each token in a text's pool; found once for all blocks."""
+        if (pool, dtype) not in self._known:
+            self._known[pool, dtype] = self._weights(pool, dtype)
+        return self._known[pool, dtype]
+
+    def _weights(self, pool: str, dtype: torch.dtype) -> Tensor:
         if pool == "last":
             place = torch.arange(self.inside.shape[1], device=self.last.device)
             return (place == self.last.unsqueeze(1)).to(dtype)
@@ -99,6 +105,25 @@ def padded_prompts(batch: TokenBatch) -> tuple[Prompts, Int64[Tensor, " bounds"]
     return find_prompts(padded.positions, batch.targets, bounds, rows * width, padded.adapters), bounds
 
 
+class Pool(nn.Module):
+    """Puts the tokens of each text together. A module, so that it can be compiled like a decoder layer.
+
+    Args:
+        normalises: whether each token is divided by its root mean square first.
+    """
+
+    def __init__(self, normalises: bool):
+        super().__init__()
+        self.normalises = normalises
+
+    def forward(
+        self, x: Float[Tensor, "*batch hidden"], weights: Float[Tensor, "texts tokens"]
+    ) -> Float[Tensor, "texts hidden"]:
+        """The weighted sum of tokens of each text, in the precision of the weights."""
+        x = x.reshape(-1, x.shape[-1]).to(weights.dtype)
+        return weights @ (normalised(x) if self.normalises else x)
+
+
 class Routers(nn.Module):
     """The routers of all blocks. They begin at zero: no expert is preferred, and nothing depends on a seed.
 
@@ -120,6 +145,7 @@ class Routers(nn.Module):
         if pool not in POOLS:
             raise LorachainsError(f"method.pool is {pool!r}: choose {', '.join(POOLS)}")
         self.blocks, self.hidden, self.pool = blocks, hidden, pool
+        self.pooling = Pool(pool == "mean_rms")
         self.rows = nn.Parameter(torch.zeros(experts, blocks * hidden, dtype=dtype))
 
     @property
@@ -129,12 +155,16 @@ class Routers(nn.Module):
 
     def pooled(self, x: Float[Tensor, "*batch hidden"], prompts: Prompts) -> Float[Tensor, "texts hidden"]:
         """What a router reads of each text: the pool of a block's input."""
-        x = x.reshape(-1, x.shape[-1]).to(self.rows.dtype)
-        if self.pool == "mean_rms":
-            x = normalised(x)
-        return prompts.weights(self.pool, x.dtype) @ x
+        pooled: Tensor = self.pooling(x, prompts.weights(self.pool, self.rows.dtype))
+        return pooled
 
-    def logits(self, block: int, x: Float[Tensor, "*batch hidden"], prompts: Prompts) -> Float[Tensor, "texts experts"]:
+    def logits(self, pooled: Float[Tensor, "blocks texts hidden"]) -> Float[Tensor, "blocks texts experts"]:
+        """All blocks' logits for each text, of what their routers read."""
+        return pooled @ self.weight.mT
+
+    def block_logits(
+        self, block: int, x: Float[Tensor, "*batch hidden"], prompts: Prompts
+    ) -> Float[Tensor, "texts experts"]:
         """A block's logits for each text."""
         return self.pooled(x, prompts) @ self.weight[block].mT
 

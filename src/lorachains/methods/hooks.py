@@ -1,6 +1,7 @@
 """What a method overrides of the frame that all have in common (`Method`), with what is done where it doesn't."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,20 @@ class Hooks(L.LightningModule):
     def layout(self) -> int:
         """Changes whenever a tensor that a forward pass reads has moved or has changed its shape."""
         return 0
+
+    @property
+    def compiled(self) -> bool:
+        """Whether decoder layers can be compiled; where they can't, passes are still replayed."""
+        return True
+
+    @property
+    def compiled_beside(self) -> Sequence[nn.Module]:
+        """What is compiled beside the decoder layers, each by itself."""
+        return ()
+
+    def scoring(self) -> AbstractContextManager[object]:
+        """Around a pass that scores candidates, after `route`."""
+        return nullcontext()
 
     @property
     def knots_tied(self) -> int:

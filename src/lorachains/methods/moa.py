@@ -110,7 +110,7 @@ class Moa(LoraContinued, Routed):
         """
         if not self.routing_learned:
             return super().losses(batch)
-        with self.mixture.training(batch, self.way, self.unlabelled) as (prompts, logits):
+        with self.mixture.training(batch, self.way, self.unlabelled) as (prompts, pooled):
             means = self.means(batch)
         experts = len(self.names)
         terms = {"lm": means[:experts]}
@@ -118,7 +118,7 @@ class Moa(LoraContinued, Routed):
             terms["unlabelled"] = (means[experts:].sum() / experts).expand(experts)
         if self.eta == 0:
             return terms
-        return terms | {"router": self._eta * router_losses(torch.stack(logits), prompts, experts)}
+        return terms | {"router": self._eta * router_losses(self.routers.logits(torch.stack(pooled)), prompts, experts)}
 
     @property
     def routing_learned(self) -> bool:

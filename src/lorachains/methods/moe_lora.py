@@ -7,6 +7,7 @@ load-balancing loss of Switch Transformers (Fedus et al. 2022). Products of all 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class MoeLora(Routed):
         if not (isinstance(balance, int | float) and balance >= 0):
             raise LorachainsError(f"method.balance is {balance!r}: give a weight of 0 or more")
         check_not_recomputed(self.model, "method=moe_lora")
-        self.experts, self.balance, self.compiled = list(names), balance, False
+        self.experts, self.balance = list(names), balance
         generator = torch.Generator().manual_seed(self.seeds[0])  # equal ones would always choose the same experts
         nn.init.normal_(self.routers.rows, std=0.02, generator=generator)
         self.names, self.serving = ["adapter"], Serving()  # one row of what is logged, chosen and served
@@ -64,6 +65,14 @@ class MoeLora(Routed):
         logits = torch.stack([of_block.flatten(0, -2) for of_block in found])
         parts = balance_losses(logits, soft_weights(logits, self.mixture.top_k))
         return terms | {"balance": self.balance * parts.mean().unsqueeze(0)}
+
+    @property
+    def compiled(self) -> bool:
+        """Not with routes by the token."""
+        return False
+
+    def scoring(self) -> AbstractContextManager[object]:
+        return self.mixture.by_token()
 
     def answers(self, batch: EvalBatch) -> tuple[Tensor, list[str]]:
         with self.mixture.by_token():

@@ -58,8 +58,8 @@ class Passes:
             return
         self.longest = max(run.longest() for run in self.method.data.runs)
         self._sizes = {"train": Sizes(), "evaluate": Sizes()}
-        if not self._compiled:
-            compile_layers(model)
+        if self.method.compiled and not self._compiled:
+            compile_layers(model, self.method.compiled_beside)
             self._compiled = True
         self._seen = self.method.layout, _shapes(model)
         self._train = Replayed(self._forward_backward, model.device, self._layout)
@@ -96,9 +96,12 @@ class Passes:
                 raise LorachainsError(f"trainer.compile is true, but the model can't be compiled: {why}") from error
             log.warning("not compiled (trainer.compile=auto): %s", why)
             self._train = self._evaluate = None
-            compile_layers(model, back=True)
+            if self._compiled:
+                compile_layers(model, self.method.compiled_beside, back=True)
+                self._compiled = False
         else:
-            log.info("compiled in %.0f s: batches of up to %d tokens", time.perf_counter() - start, train.tokens)
+            done = "compiled" if self._compiled else "recorded, not compiled,"
+            log.info("%s in %.0f s: batches of up to %d tokens", done, time.perf_counter() - start, train.tokens)
         finally:
             model.train()
 
@@ -152,7 +155,8 @@ class Passes:
     @torch.no_grad()
     def _score(self, batch: TokenBatch) -> tuple[Tensor, ...]:
         self.method.route(batch)
-        return (answer_losses(self.method.model, batch),)
+        with self.method.scoring():
+            return (answer_losses(self.method.model, batch),)
 
     def generator(self) -> Generator:
         """What continues prompts."""

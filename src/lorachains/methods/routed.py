@@ -56,7 +56,6 @@ class Routed(Lora):
             load_experts(self.chain, _folders(experts, self.names), self.base.name, self._fingerprint)
         check_switch("method.share_router", share_router)
         self.mixture = Mixture(self.chain, pool, decision, top_k, share_router, voters)
-        self.compiled = share_router
         self.routers = self.mixture.routers  # a module of this one, so that it moves with it
         self.router_lr = self.optims[0].peak()[0] if router_lr is None else router_lr
         if not (isinstance(self.router_lr, int | float) and self.router_lr > 0):
@@ -68,15 +67,23 @@ class Routed(Lora):
             raise LorachainsError("routers are trained on one device: set trainer.devices=1")
 
     def on_fit_start(self) -> None:
-        if not self.compiled:
-            if str(getattr(self.trainer, "compile", "false")).lower() == "true":
-                raise LorachainsError(
-                    "trainer.compile is true, but routes within a block aren't compiled: use auto or false"
-                )
-            self.trainer.compile = "false"  # type: ignore[attr-defined]
+        if not self.compiled and str(getattr(self.trainer, "compile", "false")).lower() == "true":
+            raise LorachainsError(
+                "trainer.compile is true, but routes within a block aren't compiled: use auto or false"
+            )
         super().on_fit_start()
 
     # -- training ------------------------------------------------------------------------------------------------------
+
+    @property
+    def compiled(self) -> bool:
+        """Not with routes within a block."""
+        return self.mixture.shared
+
+    @property
+    def compiled_beside(self) -> Sequence[nn.Module]:
+        """What routers read of a block's input: some twenty small kernels a block, else."""
+        return (self.routers.pooling,)
 
     @property
     def trained(self) -> list[nn.Parameter]:
