@@ -63,13 +63,26 @@ def texts(base: LanguageModel, count: int, seq: int) -> list[Tokens]:
     return [Tokens(row, [IGNORED] * answer + row[answer:]) for row in ids.tolist()]
 
 
+def rte(base: LanguageModel, name: str, root: str, count: int) -> list[Tokens]:
+    """RTE's training texts as they are, again and again.
+
+    Args:
+        root: of `superglue/`.
+    """
+    cfg = settings(name, "data=superglue", "data.task=rte", f"data.root='{root}'", "data.val_size=8")
+    data = instantiate(cfg.data, tokenizer=base.tokenizer)
+    data.setup()
+    rows = data.rows("train")
+    return [rows[i % len(rows)].choices[0] for i in range(count)]
+
+
 def names(tasks: int) -> list[str]:
     """Those of the tasks of `FixedRows`."""
     return [f"random{task}" for task in range(tasks)]
 
 
 class FixedRows(TaskDataModule):
-    """Random texts of one length, each task's in turn; a handful to validate."""
+    """Texts, each task's in turn; a handful to validate."""
 
     def __init__(self, base: LanguageModel, texts: Sequence[Tokens], batch_size: int, tasks: int = 1):
         super().__init__(

@@ -1,15 +1,17 @@
 """Training speed against HF Trainer + PEFT, both sides on one machine in one process, in optimizer steps.
 
     python benchmarks/speed.py step model=smollm2-135m rows=8 seq=64
+    python benchmarks/speed.py step model=smollm2-135m rows=8 root=DATA
     python benchmarks/speed.py step model=opt-1.3b rows=8 seq=256 random=true
     python benchmarks/speed.py step model=llama2-7b rows=4 seq=512 random=true
     python benchmarks/speed.py side_by_side model=smollm2-135m rows=8 seq=64 runs=1,5,25,50
     python benchmarks/speed.py mixed model=smollm2-135m rows=64 seq=64 adapters=2,32
     python benchmarks/speed.py knot model=llama2-7b rows=4 seq=512 random=true
 
-Each prints JSON. Texts are random tokens of one length; an eighth of each is the answer. A step's time is the median
-over windows of `WINDOW` optimizer steps of a whole fit, data loading included. Before speeds are given, the losses of
-both sides' first steps, from the same adapter and in the same order, are compared.
+Each prints JSON. Texts are random tokens of one length; an eighth of each is the answer. With `root` they are RTE's of
+`root/superglue`, as an experiment has them: of many lengths, which HF Trainer pads, with short answers. A step's time
+is the median over windows of `WINDOW` optimizer steps of a whole fit, data loading included. Before speeds are given,
+the losses of both sides' first steps, from the same adapter and in the same order, are compared.
 """
 
 import tempfile
@@ -23,7 +25,21 @@ from typing import Any
 import hf_peft
 import torch
 from command_line import run
-from measuring import DEVICE, Figures, check_same, load, losses, make, or_why, settings, take_out, texts, timed, train
+from measuring import (
+    DEVICE,
+    Figures,
+    check_same,
+    load,
+    losses,
+    make,
+    or_why,
+    rte,
+    settings,
+    take_out,
+    texts,
+    timed,
+    train,
+)  # fmt: skip
 
 from lorachains.batch import pack
 from lorachains.data.batching import epoch_batches
@@ -32,13 +48,17 @@ from lorachains.models import LanguageModel, fingerprint
 from lorachains.transfer import save_adapter
 
 
-def step(name: str, rows: int, seq: int, random: bool = False, best: bool = False, steps: int = 120) -> Figures:
+def step(
+    name: str, rows: int, seq: int = 64, random: bool = False, best: bool = False, steps: int = 120,
+    root: str | None = None,
+) -> Figures:  # fmt: skip
     """One COLA run against HF Trainer + PEFT's LoRA run, a step."""
     cfg = settings(name, "method=cola", "knots=at_steps", f"knots.steps=[{steps // 2}]", random=random)
     base = load(cfg)
-    given = texts(base, rows * steps, seq)
+    given = rte(base, name, root, rows * steps) if root else texts(base, rows * steps, seq)
+    lengths = [len(text.input_ids) for text in given]
     hf = partial(hf_peft.train, base, batch_size=rows, lr=5e-4, seed=0, device=DEVICE)
-    order = epoch_batches([seq] * len(given), rows, 0, 0)[:20]
+    order = epoch_batches(lengths, rows, 0, 0)[:20]
     with tempfile.TemporaryDirectory() as folder:
         method = make(cfg, base, 1)
         method.model.train()
@@ -52,7 +72,8 @@ def step(name: str, rows: int, seq: int, random: bool = False, best: bool = Fals
     found = {"hf_default": hf(given, settings="default", steps=min(steps, 60))}
     method = make(cfg, base, 1)
     found["ours"] = train(method, cfg, base, given, rows)
-    flops = 4 * count(base) * rows * seq / found["ours"]["step_seconds"]
+    tokens = sum(lengths) / steps
+    flops = 4 * count(base) * tokens / found["ours"]["step_seconds"]
     take_out(method)
     if best:
         for settings_of in ("best", "liger"):  # liger's kernels stay for the rest of the process
@@ -63,8 +84,8 @@ def step(name: str, rows: int, seq: int, random: bool = False, best: bool = Fals
     ceiling = matmul_ceiling()
     means = {"ours": fmean(ours), "theirs": fmean(theirs["losses"])}
     return figures | {
-        "mean of the first losses": means, "ratios": ratios, "flops_per_second": flops, "ceiling": ceiling,
-        "of_ceiling": flops / ceiling if ceiling else None,
+        "tokens": tokens, "mean of the first losses": means, "ratios": ratios, "flops_per_second": flops,
+        "ceiling": ceiling, "of_ceiling": flops / ceiling if ceiling else None,
     }  # fmt: skip
 
 

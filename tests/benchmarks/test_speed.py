@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import command_line
 import measuring
@@ -24,6 +25,20 @@ def test_a_step_of_both_sides() -> None:
     assert means["ours"] == pytest.approx(means["theirs"], rel=1e-4), "the same adapter, the same rows"
     assert len(found["ours"]["windows"]) == 5
     assert found["ratios"]["hf_default / ours"] == found["hf_default"]["step_seconds"] / found["ours"]["step_seconds"]
+
+
+def test_a_step_over_real_texts(tmp_path: Path) -> None:
+    """Of their own lengths, each again and again."""
+    folder = tmp_path / "superglue" / "RTE"
+    folder.mkdir(parents=True)
+    pair = {"premise": "No hen has three legs.", "hypothesis": "A hen has legs.", "label": "not_entailment"}
+    for split in ("train", "val"):
+        rows = [pair | {"premise": f"{pair['premise'] * (i % 3 + 1)} {split} {i}", "idx": i} for i in range(40)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = speed.step("tiny", rows=2, steps=24, root=str(tmp_path))
+    means = found["mean of the first losses"]
+    assert means["ours"] == pytest.approx(means["theirs"], rel=1e-4)
+    assert found["tokens"] > 2 * len(pair["premise"])
 
 
 def test_different_computations_are_not_compared() -> None:
