@@ -6,8 +6,7 @@ sizes (`filling`) and copied into the graph's own tensors; what a knot changes, 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorachains.batch import TokenBatch
+from lorachains.memory import own_workspaces
 from lorachains.packing import one_kernel, packs
 
 log = logging.getLogger(__name__)
@@ -63,20 +63,6 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The model's list of decoder layers."""
     depth = model.config.num_hidden_layers
     return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-
-
-@contextmanager
-def own_workspaces() -> Iterator[None]:
-    """Within, a CUDA graph is recorded with workspaces of cuBLAS that are its own.
-
-    Those at hand don't outlive it: Lightning frees them after each fit or test, as does the next recording. What lies
-    there then a replay would overwrite, and a GPU where nothing does stops.
-    """
-    torch._C._cuda_clearCublasWorkspaces()
-    try:
-        yield
-    finally:
-        torch._C._cuda_clearCublasWorkspaces()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Peak memory of a run, on its accelerator or else of the process on the host."""
+"""Memory of a run, on its accelerator or else of the process on the host: its peak, its end, and a graph's own."""
 
 import contextlib
 import gc
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -44,3 +45,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, torch.AcceleratorError) and "out of memory" in str(error)
     )
+
+
+@contextlib.contextmanager
+def own_workspaces() -> Iterator[None]:
+    """Within, a CUDA graph is recorded with workspaces of cuBLAS that are its own.
+
+    Those at hand don't outlive it: Lightning frees them after each fit or test, as does the next recording. What lies
+    there then a replay would overwrite, and a GPU where nothing does stops.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()

@@ -13,7 +13,7 @@ from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from lorachains.generation.sampling import Sampling
 from lorachains.generation.serving import Served
-from lorachains.graphs import own_workspaces
+from lorachains.memory import own_workspaces
 from lorachains.prefill import Prefill
 
 _WARM_UP = 3  # eager steps before a graph is captured
