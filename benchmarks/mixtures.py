@@ -122,7 +122,7 @@ def _continued(method: Lora, asked: Sequence[str], new: int) -> Any:
     method.model.eval()
     tokenizer, experts = method.base.tokenizer, len(method.names)
     prompts, pad = [tokenizer(text).input_ids for text in asked], tokenizer.pad_token_id
-    generator = Generator(method.model, method.routing, pad, None, graphs=DEVICE == "cuda")
+    generator = Generator(method.model, pad, None, graphs=DEVICE == "cuda")
 
     def generate() -> tuple[list[str], int]:
         if isinstance(method, Moa):

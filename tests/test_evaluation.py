@@ -13,7 +13,6 @@ from lorachains.data.tasks import matches
 from lorachains.data.tokens import collate_eval, encode_eval
 from lorachains.evaluation import Prediction, candidate_losses, generate, generator, predict, score_of, summarise
 from lorachains.models import LanguageModel, byte_tokenizer
-from lorachains.routing import Routing
 from lorachains.scoring import answer_losses
 from tests.data.stub import examples
 from tests.tiny import ARCHITECTURES, tiny_model
@@ -29,7 +28,7 @@ def continued(
 ) -> list[str]:
     """By up to six tokens."""
     base = LanguageModel(model, tokenizer, "random")
-    texts = generate(generator(base, Routing(), graphs=False, stop=stop), tokenizer, prompts, 6)
+    texts = generate(generator(base, graphs=False, stop=stop), tokenizer, prompts, 6)
     return [text.strip() for text in texts]
 
 

@@ -52,6 +52,13 @@ def test_batches_that_are_nearly_as_large_as_the_largest_have_its_size() -> None
     assert {sizes.of(batch).tokens for batch in given} == {size.tokens}
 
 
+def test_sizes_are_known_once() -> None:
+    """Also those which a small batch would not take again."""
+    sizes, given = Sizes(), batches(60, texts=1)
+    found = {sizes.of(batch) for batch in given}
+    assert sorted(sizes._known, key=str) == sorted(found, key=str)
+
+
 @pytest.mark.parametrize("experts", [1, 3])
 def test_what_is_added_is_padding(experts: int) -> None:
     """And a part of a few segments, none longer than the longest text."""

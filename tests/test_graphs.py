@@ -132,6 +132,7 @@ RUNS = {
     "mixture": ["method=moa"],
     "mixture with two routers a block": ["method=moa", "method.share_router=false",
                                          "adapter.target_modules=all-linear"],
+    "mixture whose blocks decide": ["method=moa", "method.decision=argmax"],
     "mixture by the token": ["method=moe_lora"],
     "chain": ["method=chain_of_lora", "method.selection=generate"],
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """A mixture's decisions and answers, against whole passes over one text at a time without cache, packing or padding."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lorachains.batch import Tokens, pack
 from lorachains.decisions import MODES, one_expert, soft_weights, straight_through
+from lorachains.generation import Generator
+from lorachains.generation.lane import Lane
 from lorachains.mixture import Mixture
 from lorachains.routers import POOLS
 from lorachains.routing import HardRoute, Route, SoftRoute
@@ -111,6 +113,27 @@ def test_cached_answers_in_a_mixed_batch_are_those_of_deciding_anew_at_each_toke
     prompts = PROMPTS[:4] if arch != "bloom" else PROMPTS[:2]
     ours = mixture.generate(generator_of(mixture.chain), prompts, 5, mixture.logits(prompts))
     assert ours == [answered_by_hand(mixture, prompt, 5) for prompt in prompts]
+
+
+@pytest.mark.parametrize("mode", ["argmax", "soft"])
+def test_no_graph_is_made_of_routes_that_change(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even by a generator that is made while blocks follow routes of their own."""
+    mixture, asked, advance = mixture_of("llama", mode=mode), list[bool](), Lane.advance
+    logits = mixture.logits(PROMPTS[:2])
+    monkeypatch.setattr(Generator, "_captures", property(lambda _: True))
+    monkeypatch.setattr(Generator, "_own_stream", lambda _: nullcontext())
+
+    def note(lane: Lane, graphs: bool) -> None:
+        asked.append(graphs)
+        advance(lane, False)
+
+    monkeypatch.setattr(Lane, "advance", note)
+    with mixture.decided(logits):
+        generator = Generator(mixture.model, 0, None, graphs=True)
+        generator(PROMPTS[:2], 6)
+    assert len(generator.banks) == len(mixture.chain.banks)
+    assert asked
+    assert not any(asked)
 
 
 @pytest.mark.parametrize("way", ["straight_through", "soft"])

@@ -15,7 +15,6 @@ from lorachains.data import EvalBatch, Task
 from lorachains.data.tokens import Encoded, padding_token
 from lorachains.generation import Generator
 from lorachains.models import LanguageModel
-from lorachains.routing import Routing
 from lorachains.scoring import mean_per_group
 
 
@@ -83,7 +82,7 @@ def candidate_losses(batch: TokenBatch, losses: Float[Tensor, " answers"]) -> Fl
     return mean_per_group(losses, candidate, batch.candidates, targets)
 
 
-def generator(base: LanguageModel, routing: Routing, graphs: bool, stop: str | None = None) -> Generator:
+def generator(base: LanguageModel, graphs: bool, stop: str | None = None) -> Generator:
     """What continues prompts for a model and the banks in it.
 
     Args:
@@ -93,7 +92,7 @@ def generator(base: LanguageModel, routing: Routing, graphs: bool, stop: str | N
     last = base.tokenizer.encode(stop or "", add_special_tokens=False)[-1:]
     ends = last if base.tokenizer.decode(last) == stop else []  # a part of the stop ends nothing
     eos = [token for token in (base.tokenizer.eos_token_id, *ends) if token is not None]
-    return Generator(base.model, routing, padding_token(base.tokenizer), eos, graphs)
+    return Generator(base.model, padding_token(base.tokenizer), eos, graphs)
 
 
 def generate(

@@ -57,8 +57,10 @@ class Sizes:
             return min(fitting, key=lambda size: (size.tokens, size.answers, size.keys))
         tokens = _round(len(batch.input_ids), 64 if largest else 8)
         _, answers, keys = _needed(batch, tokens)
-        self._known.append(Size(tokens, _round(answers, 2), _round(keys, 4)))
-        return self._known[-1]
+        size = Size(tokens, _round(answers, 2), _round(keys, 4))
+        if size not in self._known:  # a small batch wastes more of its own than another would
+            self._known.append(size)
+        return size
 
 
 def filled(batch: TokenBatch, longest: int, size: Size | None = None) -> TokenBatch:
@@ -72,7 +74,8 @@ def filled(batch: TokenBatch, longest: int, size: Size | None = None) -> TokenBa
     longest = max(longest, FILLING)
     padding = _pieces(size.tokens - len(batch.input_ids), longest)
     lengths = [*batch.lengths, *padding]
-    lengths += [0] * (-len(lengths) % SEGMENTS)
+    segments = max(len(lengths), len(batch.lengths) + PIECES)  # the same, whatever is filled up
+    lengths += [0] * (segments - len(lengths) + -segments % SEGMENTS)
     places = [batch.position_ids, *(torch.arange(n) for n in padding)]
     return replace(
         batch,

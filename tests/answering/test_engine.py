@@ -15,7 +15,6 @@ from lorachains.evaluation import generator
 from lorachains.generation import Sampling
 from lorachains.loading import attach_adapter
 from lorachains.models import LanguageModel
-from lorachains.routing import Routing
 from tests.jobs import job, trained
 from tests.runs import language_model
 
@@ -73,8 +72,8 @@ def test_each_answer_is_that_of_its_expert_alone(batch_size: int, resident: bool
         assert {reply.adapter for reply in found.replies} == set(TASKS)
         for reply in found.replies:
             alone = base()
-            routing = attach_adapter(alone, folder / "adapters" / reply.adapter).routing
-            [new] = generator(alone, routing, graphs=False)([prompt_tokens(alone.tokenizer, text, 128).input_ids], 6)
+            attach_adapter(alone, folder / "adapters" / reply.adapter)
+            [new] = generator(alone, graphs=False)([prompt_tokens(alone.tokenizer, text, 128).input_ids], 6)
             assert reply.text == str(alone.tokenizer.decode(new, skip_special_tokens=True)).strip()
             assert reply.tokens == len(new)
 
@@ -93,7 +92,7 @@ def test_an_unsure_selector_leaves_the_answer_to_the_fallback(folder: Path) -> N
     """By default the model without an adapter."""
     answerer = lorachains.load(str(folder), base=base(), threshold=1.0)
     bare = base()
-    plain = generator(bare, Routing(), graphs=False)
+    plain = generator(bare, graphs=False)
     for text, answered in zip(TEXTS, answerer.generate(TEXTS, 5), strict=True):
         [reply] = answered.replies
         assert (answered.choice.adapter, reply.adapter) == ("base", "base")
@@ -108,9 +107,9 @@ def test_generated_text_names_the_task(folder: Path) -> None:
     answerer = lorachains.load(str(folder), base=base(), selection="generate")
     assert answerer.settings is not None
     alone = base()
-    routing = attach_adapter(alone, folder / "adapters" / "selector").routing
+    attach_adapter(alone, folder / "adapters" / "selector")
     prompts = [alone.tokenizer.encode(f"{text} Task:") for text in TEXTS]
-    texts = alone.tokenizer.batch_decode(generator(alone, routing, graphs=False)(prompts, 9))
+    texts = alone.tokenizer.batch_decode(generator(alone, graphs=False)(prompts, 9))
     words = {"one": texts[0][1:4].strip(), "two": "@@", "free": "##"}
     answerer.settings = replace(answerer.settings, names=words)
     expected = ["one" if words["one"] in text else "base" for text in texts]

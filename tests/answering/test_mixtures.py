@@ -47,8 +47,8 @@ def loaded(folder: Path, **settings: Any) -> Answerer:
 def alone(folder: Path, text: str, most: int) -> str:
     """What one adapter answers."""
     own = base()
-    routing = attach_adapter(own, folder).routing
-    [new] = generator(own, routing, graphs=False)([prompt_tokens(own.tokenizer, text, 128).input_ids], most)
+    attach_adapter(own, folder)
+    [new] = generator(own, graphs=False)([prompt_tokens(own.tokenizer, text, 128).input_ids], most)
     return str(own.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
@@ -94,7 +94,7 @@ def test_each_answer_is_that_of_its_expert_alone(batch_size: int, runs: Path) ->
 def test_where_blocks_decide_the_mixture_answers(decision: str, runs: Path) -> None:
     own = base()
     mixture, _ = attach_mixture(own, runs / "moa" / "adapters", decision)
-    continue_ = generator(own, mixture.chain.routing, graphs=False)
+    continue_ = generator(own, graphs=False)
     answerer = loaded(runs / "moa", decision=decision)
     for text, found in zip(TEXTS, answerer.generate(TEXTS, 6, batch_size=2), strict=True):
         prompt = prompt_tokens(own.tokenizer, text, 128).input_ids

@@ -7,7 +7,7 @@ import torch
 
 from lorachains.errors import LorachainsError
 from lorachains.generation import Generator, Sampling
-from lorachains.routing import Routing, SoftRoute
+from lorachains.routing import SoftRoute
 from tests.adapters import randomise
 from tests.generation.texts import OTHERS, by_argmax, by_transformers, chain_of, generator_of, model_of, prompts_of
 from tests.tiny import ARCHITECTURES
@@ -19,11 +19,11 @@ def test_greedy_texts_are_those_of_transformers(arch: str) -> None:
     model, prompts = model_of(arch), prompts_of(3, 9, 5, 1)
     expected = by_transformers(model, prompts, 70)
     assert len({token for text in expected for token in text}) > 10
-    assert Generator(model, Routing(), 0, None, graphs=False)(prompts, 70) == expected
+    assert Generator(model, 0, None, graphs=False)(prompts, 70) == expected
     end = expected[1][30]
     ended = by_transformers(model, prompts, 70, end)
     assert len(ended[1]) <= 31
-    assert Generator(model, Routing(), 0, end, graphs=False)(prompts, 70) == ended
+    assert Generator(model, 0, end, graphs=False)(prompts, 70) == ended
 
 
 def test_any_of_several_tokens_ends_a_text_and_all_ended_texts_end_the_loop() -> None:
@@ -33,7 +33,7 @@ def test_any_of_several_tokens_ends_a_text_and_all_ended_texts_end_the_loop() ->
     steps.clear()
     ends = [first[4], second[7]]
     expected = [text[: min(text.index(end) for end in ends if end in text) + 1] for text in (first, second)]
-    assert Generator(model, Routing(), 0, ends, graphs=False)(prompts, 20) == expected
+    assert Generator(model, 0, ends, graphs=False)(prompts, 20) == expected
     assert len(steps) == max(map(len, expected)) < 20
 
 
@@ -150,4 +150,4 @@ def test_what_cannot_be_generated_is_refused(arguments: dict[str, Any], message:
 
 
 def test_no_prompts_give_no_texts() -> None:
-    assert Generator(model_of("llama"), Routing(), 0, None, graphs=False)([], 2) == []
+    assert Generator(model_of("llama"), 0, None, graphs=False)([], 2) == []

@@ -10,7 +10,6 @@ from transformers import DynamicCache
 from lorachains.generation import Generator, Sampling
 from lorachains.generation.lane import HostWatch, why_no_static_cache
 from lorachains.generation.serving import serving
-from lorachains.routing import Routing
 from tests.adapters import randomise
 from tests.generation.texts import NO_EOS, by_transformers, chain_of, generator_of, model_of, prompts_of
 from tests.tiny import ARCHITECTURES
@@ -35,7 +34,7 @@ def test_a_step_that_needs_the_host_is_never_captured(caplog: pytest.LogCaptureF
     config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     model = type(model_of("llama"))(config).eval()
     expected = by_transformers(model, prompts_of(3, 9), 12)
-    generator = Generator(model, Routing(), 0, None, graphs=True)
+    generator = Generator(model, 0, None, graphs=True)
     generator(prompts_of(3, 9), 1)
     [lane] = generator._lanes.values()
     with torch.no_grad(), caplog.at_level(logging.INFO, "lorachains"):
@@ -51,7 +50,7 @@ def test_a_step_that_needs_the_host_is_never_captured(caplog: pytest.LogCaptureF
 def test_a_growing_cache_gives_the_same_texts(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = model_of(arch), prompts_of(3, 9, 5)
     monkeypatch.setattr(type(model), "_can_compile_fullgraph", False)
-    generator = Generator(model, Routing(), 0, NO_EOS, graphs=False)
+    generator = Generator(model, 0, NO_EOS, graphs=False)
     expected = by_transformers(model, prompts, 12)
     assert [generator(prompts, 12) for _ in range(2)] == [expected, expected]
     [lane] = generator._lanes.values()
@@ -73,7 +72,7 @@ def test_why_a_cache_must_grow_is_said(arch: str, attention: str, why: str | Non
 
 
 def test_a_cache_that_must_grow_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    generator = Generator(model_of("gpt_neo"), Routing(), 0, None, graphs=True)
+    generator = Generator(model_of("gpt_neo"), 0, None, graphs=True)
     with caplog.at_level(logging.INFO, "lorachains"):
         generator(prompts_of(3), 2)
         generator(prompts_of(5), 2)
@@ -91,7 +90,7 @@ def test_replayed_steps_are_the_eager_ones(arch: str, sampling: Sampling | None)
     model: Any = chain.model
     model.cuda()
     adapter = torch.arange(24) % 8
-    eager, replayed = generator_of(chain, 5), Generator(chain.model, chain.routing, 0, 5, graphs=True)
+    eager, replayed = generator_of(chain, 5), Generator(chain.model, 0, 5, graphs=True)
     for seed in range(3):
         randomise(chain, seed)
         for bank in chain.banks.values():

@@ -55,7 +55,7 @@ def chain_of(arch: str, experts: int, **fields: Any) -> Chain:
 
 
 def generator_of(chain: Chain, eos: int | Sequence[int] | None = None) -> Generator:
-    return Generator(chain.model, chain.routing, 0, eos, graphs=False)
+    return Generator(chain.model, 0, eos, graphs=False)
 
 
 def prompts_of(*lengths: int) -> list[list[int]]:

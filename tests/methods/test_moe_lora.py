@@ -64,6 +64,7 @@ def test_the_balance_is_that_of_switch_transformers() -> None:
 
 def test_it_is_trained_as_one_row() -> None:
     log, method = Log(), moe("method.top_k=2", "method.balance=0.01")
+    assert "method.balance counts all tokens" in (method.why_plain or "")
     fit(method, "trainer.max_epochs=1", "trainer.gradient_clip_val=0.1", logger=log, **DATA)
     assert len(log.of("train/loss")) == 7
     assert log.of("train/lr")[0] == 5e-3

@@ -29,7 +29,7 @@ from lorachains.generation import Sampling
 from lorachains.models import LanguageModel
 from lorachains.packing import hard_route, packs
 from lorachains.prefill import Prefill, continues
-from lorachains.routing import HardRoute, Routing
+from lorachains.routing import HardRoute
 from lorachains.scoring import answer_losses
 from lorachains.transfer import load_adapter
 
@@ -60,8 +60,7 @@ class Answerer:
         self.base, self.chain, self.folders, self.prompts = base, chain, folders, prompts
         self.settings, self.stop, self.resident, self.selector = settings, stop, resident, selector
         self._names, self._loaded = [*folders, BASE], BASE
-        routing = chain.routing if chain else Routing()
-        self._generator = generator(base, routing, graphs and base.model.device.type == "cuda", stop)
+        self._generator = generator(base, graphs and base.model.device.type == "cuda", stop)
         self._banks = list(chain.banks.values()) if chain else []
         activated = settings is not None and isinstance(prompts, ActivatedPrompts)
         alone = not resident and selector is None

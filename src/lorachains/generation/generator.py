@@ -26,7 +26,6 @@ from lorachains.generation.lane import HostWatch, Lane, why_no_static_cache
 from lorachains.generation.sampling import Sampling
 from lorachains.generation.serving import Served, serving, total_rank
 from lorachains.prefill import Prefill
-from lorachains.routing import Routing
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +39,15 @@ class Generator:
 
     Args:
         model: in eval mode. One without banks is fine.
-        routing: that of the banks which follow the adapters given.
         pad: the token that fills up prompts.
         eos: the token or tokens that end a text; `None` if none does.
         graphs: whether decode steps are captured as CUDA graphs, where the architecture lets them be.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, routing: Routing, pad: int, eos: int | Sequence[int] | None, graphs: bool
-    ):
+    def __init__(self, model: PreTrainedModel, pad: int, eos: int | Sequence[int] | None, graphs: bool):
         self.model, self.pad, self.graphs = model, pad, graphs
         self.eos = [eos] if isinstance(eos, int) else list(eos or ())
-        self.banks = [m for m in model.modules() if isinstance(m, LoraBank) and m.routing is routing]
+        self.banks = [m for m in model.modules() if isinstance(m, LoraBank)]
         self._lanes: OrderedDict[tuple[Any, ...], Lane] = OrderedDict()
         self._replayable: bool | None = None  # not known yet
         self._addresses: list[int] = []

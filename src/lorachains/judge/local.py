@@ -8,7 +8,6 @@ from lorachains.errors import LorachainsError
 from lorachains.evaluation import generate, generator
 from lorachains.judge.rating import Reply
 from lorachains.models import LanguageModel, fingerprint
-from lorachains.routing import Routing
 
 
 class LocalModel:
@@ -27,7 +26,7 @@ class LocalModel:
             raise LorachainsError(f"local.batch_size is {batch_size}: give at least 1")
         self._base, self._max_new_tokens, self._batch_size = base, max_new_tokens, batch_size
         self._model = base.model.eval()
-        self._continue = generator(base, Routing(), graphs=self._model.device.type == "cuda")
+        self._continue = generator(base, graphs=self._model.device.type == "cuda")
 
     @property
     def identity(self) -> str:

@@ -55,6 +55,11 @@ class Hooks(L.LightningModule):
         return True
 
     @property
+    def why_plain(self) -> str | None:
+        """What keeps the method's passes from being replayed; `None` if nothing does."""
+        return None
+
+    @property
     def compiled_beside(self) -> Sequence[nn.Module]:
         """What is compiled beside the decoder layers, each by itself."""
         return ()

@@ -71,12 +71,17 @@ class MoeLora(Routed):
         """Not with routes by the token."""
         return False
 
+    @property
+    def why_plain(self) -> str | None:
+        return "method.balance counts all tokens, those too by which a batch is filled up" if self.balance else None
+
     def scoring(self) -> AbstractContextManager[object]:
         return self.mixture.by_token()
 
     def answers(self, batch: EvalBatch) -> tuple[Tensor, list[str]]:
+        losses = self.passes.score(batch.scored)
         with self.mixture.by_token():
-            return super().answers(batch)
+            return losses, self.passes.generate(batch) if batch.prompts else []
 
     # -- one row for all experts ---------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class Passes:
         if mode.lower() not in ("auto", "true", "false"):
             raise LorachainsError(f"trainer.compile is {mode!r}: choose auto, true or false")
         model, self._mode = self.method.model, mode.lower()
-        why = "its weights are divided over devices" if sharded(model) else why_not(model)
+        why = "its weights are divided over devices" if sharded(model) else why_not(model) or self.method.why_plain
         if self._mode == "true" and why:
             raise LorachainsError(f"trainer.compile is true, but {why}: use auto or false")
         if why or self._mode == "false":
@@ -76,7 +76,7 @@ class Passes:
         return self.method.layout
 
     def rehearse(self) -> None:
-        """Makes the largest passes of the run to come, so that memory runs out now or never."""
+        """Makes the largest passes of the run's first stage, so that memory runs out now rather than later."""
         if self._train is None or self._evaluate is None:
             return
         start, model, epochs = time.perf_counter(), self.method.model, self.method.trainer.max_epochs or 1
@@ -163,7 +163,7 @@ class Passes:
         method = self.method
         if self._generator is None:
             graphs = self.replayed or not method.trains  # else what decoding reads moves and changes
-            self._generator = generator(method.base, method.routing, graphs, method.data.stop)
+            self._generator = generator(method.base, graphs, method.data.stop)
         return self._generator
 
     def generate(self, batch: EvalBatch) -> list[str]:

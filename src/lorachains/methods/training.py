@@ -158,7 +158,8 @@ class Trained(Method):
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
         step = self.trainer.global_step
         if self._dropout:
-            # The random numbers of a batch depend on the seed and its number alone: a resumed run draws the same ones.
+            # The random numbers of a batch depend on the seed and its number alone: a resumed run draws the same ones
+            # (but for those of other places, where a replayed batch is filled up to another size).
             number = self.trainer.fit_loop.epoch_loop.total_batch_idx
             torch.manual_seed((self.global_rank << 54) + DROPOUT_SEED + self.seeds[0] * 1_000_003 + number)
         self.set_rates(step, self._rates_at[step])
