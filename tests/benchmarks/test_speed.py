@@ -80,7 +80,7 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     ("pairs", "says"),
     [
         (["rows=8", "sek=64"], "sek is no setting here: give some of model, rows, seq, random, best, steps"),
-        (["rows=8"], "seq is missing: give seq=…"),
+        (["seq=64"], "rows is missing: give rows=…"),
         (["rows=0", "seq=64"], "rows is 0: give a whole number above 0"),
         (["rows=8", "seq=many"], "seq is 'many': give a whole number above 0"),
         (["rows=8", "seq=64", "best=1"], "best is 1: give true or false"),
