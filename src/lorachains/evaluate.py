@@ -72,9 +72,9 @@ def _built(cfg: DictConfig) -> tuple[Method, TaskDataModule]:
     base, data, [partial] = loaded([Job(cfg, run)])
     base.model.eval().to(_device())
     if "demonstrations" in cfg.method:
-        chain = attach_adapter(base, Path(cfg.adapter)) if cfg.adapter else None
+        if cfg.adapter:
+            attach_adapter(base, Path(cfg.adapter))
         method = stack([partial], base)
-        method.routing = chain.routing if chain else method.routing
     else:
         adapters = Path(cfg.mixture) if cfg.mixture else run.adapters if run.adapters.is_dir() else run.path
         if "adapter" in cfg.method:

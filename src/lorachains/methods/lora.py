@@ -59,7 +59,6 @@ class Lora(Trained):
         configs = [config for config in adapters for _ in self.names]
         check_names(base.model, configs[0])
         self.chain = Chain(base.model, configs, [s + expert for s in self.seeds for expert in range(len(self.names))])
-        self.routing = self.chain.routing
         self._fingerprint = base_fingerprint(base)  # before training: a merge changes the weights
         if start_from is not None:
             go_on_from(self.chain, base, Path(start_from), start_links)

@@ -26,7 +26,6 @@ from lorachains.methods.passes import Passes
 from lorachains.models import LanguageModel
 from lorachains.packing import packs
 from lorachains.parallel import interleaved
-from lorachains.routing import Routing
 
 NEED_LABELS = "have no label, by which alone an adapter of this method gets rows: set data.unlabelled=false"
 
@@ -44,7 +43,6 @@ class Method(Hooks):
             simply the last epoch ("last").
 
     Attributes:
-        routing: holds the route that the model's banks follow.
         predictions: split to the last predictions of each run.
         failures: run to the error that ended its training; the others go on.
         settled: the runs whose test results are logged already.
@@ -61,7 +59,6 @@ class Method(Hooks):
             if type(given) is not int or given < 0:
                 raise LorachainsError(f"method.seed is {given!r}: give a whole number, 0 or more")
         self.serving = Serving(len(self.seeds), len(self.names))
-        self.routing = Routing()
         self.best = BestEpoch(select)
         self.predictions: dict[str, list[list[Prediction]]] = {}
         self.failures: dict[int, LorachainsError] = {}
