@@ -9,7 +9,7 @@ with the one LoRA measured beside it; the same command goes on after the parts t
 A step is that of stage 2 (experts and routers, routes by label), over texts of all domains. That of X-LoRA is forward
 and backward of the same texts alone, of its router ("xlora") or of router and adapters ("xlora_trained"). Generation
 begins with the decision, from the prompts, and then serves all experts, each its share of the rows. X-LoRA reads the
-whole text anew for each token.
+whole text anew for each token, by all experts, which takes minutes with many: it is left out above `xlora` of them.
 """
 
 import tempfile
@@ -36,7 +36,7 @@ from lorachains.transfer import save_adapter
 
 def moa(
     name: str, output: str, experts: Sequence[int] = (2, 8, 32), rows: int = 32, seq: int = 64, new: int = 32,
-    steps: int = 120, random: bool = False, skip: Sequence[str] = (),
+    steps: int = 120, random: bool = False, skip: Sequence[str] = (), xlora: int = 8,
 ) -> Figures:  # fmt: skip
     """A part for each number of experts.
 
@@ -44,6 +44,7 @@ def moa(
         output: a file that has each part as soon as it is found; the same command goes on from there.
         rows: of a batch, of training as of generation: a multiple of each number of experts.
         skip: numbers of experts to leave out.
+        xlora: so many experts at most are X-LoRA's too.
     """
     if uneven := [number for number in experts if rows % number]:
         raise LorachainsError(f"rows={rows} can't be shared evenly by {uneven[0]} experts: give a multiple")
@@ -51,14 +52,16 @@ def moa(
     parts, base = Parts(Path(output), given, skip), measuring.load(settings(name, random=random))
     given_rows, asked = measuring.texts(base, rows * steps, seq), prompts(rows)
     for number in experts:
-        parts.find(f"{number} experts", partial(_beside_one, name, base, number, given_rows, rows, asked, new))
+        measure = partial(_beside_one, name, base, number, given_rows, rows, asked, new, number <= xlora)
+        parts.find(f"{number} experts", measure)
     return parts.found
 
 
 def _beside_one(
-    name: str, base: LanguageModel, experts: int, given: Sequence[Tokens], rows: int, asked: Sequence[str], new: int
-) -> Figures:
-    """MoA and X-LoRA of so many experts, and one LoRA."""
+    name: str, base: LanguageModel, experts: int, given: Sequence[Tokens], rows: int, asked: Sequence[str], new: int,
+    xlora: bool,
+) -> Figures:  # fmt: skip
+    """MoA and, if asked for, X-LoRA of so many experts, and one LoRA."""
     names = ",".join(measuring.names(experts))
     mixture = settings(name, "method=moa", f"method.names=[{names}]", "method.stage1_epochs=0")
     sides = {"lora": (settings(name, "method=lora"), 1), "moa": (mixture, experts)}
@@ -66,18 +69,28 @@ def _beside_one(
     check_same_texts(one, several)
     found = {side: _side(cfg, base, given, rows, tasks, asked, new) for side, (cfg, tasks) in sides.items()}
     check_same([found["moa"]["loss"]], [found["lora"]["loss"]])
+    if xlora:
+        found |= _by_xlora(sides["lora"][0], base, experts, given[:rows], found["lora"]["loss"], asked, new, one)
+    return found | {"ratios": _ratios(found)}
+
+
+def _by_xlora(
+    cfg: Any, base: LanguageModel, experts: int, given: Sequence[Tokens], loss: float, asked: Sequence[str], new: int,
+    expected: Sequence[str],
+) -> Figures:  # fmt: skip
+    """X-LoRA of so many copies of the config's LoRA, whose loss and texts have to be these."""
+    found: Figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        method = _made(sides["lora"][0], base)
+        method = _made(cfg, base)
         save_adapter(method.chain, Path(folder), base.name, fingerprint(base.model), 0)
         take_out(method)
-        step = partial(
-            hf_peft.xlora_step, base, experts, given[:rows], device=DEVICE, start=Path(folder), warmup=3, steps=10
-        )
+        step = partial(hf_peft.xlora_step, base, experts, given, device=DEVICE, start=Path(folder), warmup=3, steps=10)
         for side, trained in (("xlora", False), ("xlora_trained", True)):
-            found[side] = measuring.or_why(partial(_step_of_xlora, step, trained, found["lora"]["loss"]))
+            found[side] = measuring.or_why(partial(_step_of_xlora, step, trained, loss))
         said = partial(hf_peft.xlora_generate, device=DEVICE, start=Path(folder), repeats=REPEATS)
-        found["xlora"]["generation"] = measuring.or_why(partial(_said_by_xlora, said, base, experts, asked, new, one))
-    return found | {"ratios": _ratios(found)}
+        generation = partial(_said_by_xlora, said, base, experts, asked, new, expected)
+        found["xlora"]["generation"] = measuring.or_why(generation)
+    return found
 
 
 def _made(cfg: Any, base: LanguageModel) -> Lora:
