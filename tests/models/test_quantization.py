@@ -1,5 +1,8 @@
 """Over a base in 4 or 8 bits adapters are trained as over any other, and the base stays as it is."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from transformers import PreTrainedModel
 from lorachains.bank import LoraBank
 from lorachains.batch import pack
 from lorachains.chain import Chain
+from lorachains.config import sweeps_dir
 from lorachains.errors import LorachainsError
 from lorachains.full_model import merge_in_memory
 from lorachains.loading import attach_adapter
@@ -195,6 +199,30 @@ def test_a_chain_is_merged_into_the_dequantised_model(kind: str, tmp_path: Path)
     gpt2 = load(saved(tmp_path / "gpt2", "gpt2"), dtype="float32", quantization=kind)
     with pytest.raises(LorachainsError, match=r"its layers are Conv1D, .* set model\.quantization=null"):
         merge_in_memory(export(Chain(tiny_model("gpt2"), config("gpt2")), name, ""), gpt2, tmp_path / "no")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.usefixtures("bitsandbytes")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chain_over_a_quantised_base_on_a_gpu(kind: str, tmp_path: Path) -> None:
+    """In a process of its own; as it is replayed, and plainly. A knot moves no logit."""
+    name, rows = saved(tmp_path / "base"), sweeps_dir() / "smoke" / "rows.jsonl"
+    given = [
+        "method=cola", "knots.links=2", "optim.lr=0.01", "trainer.accelerator=gpu", "trainer.max_epochs=4",
+        "model=hf", f"model.name='{name}'", f"model.quantization={kind}", "method.select=last",
+        "data=instructions", f"data.path='{rows}'", "data.tasks=[ADDING]", "data.batch_size=4",
+    ]  # fmt: skip
+    losses = []
+    for mode in ("auto", "false"):
+        folder = tmp_path / mode
+        own = [*given, f"trainer.compile={mode}", f"hydra.run.dir='{folder}'"]
+        made = subprocess.run([sys.executable, "-m", "lorachains.train", *own], capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        knot, _ = [json.loads(line) for line in (folder / "knots.jsonl").read_text().splitlines()]
+        assert knot["drift"] < 1e-3
+        losses.append(json.loads((folder / "metrics.json").read_text())["test/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
 
 def test_only_quantised_weights_are_quantised_anew() -> None:
