@@ -1,6 +1,6 @@
 """Chain-of-LoRA's n + 1 adapters trained in one pass against one after the other; a task put into a trained chain.
 
-    python benchmarks/chains.py one_pass model=smollm2-135m tasks=23
+    python benchmarks/chains.py one_pass model=smollm2-135m tasks=23 batch_size=8
     python benchmarks/chains.py add model=smollm2-135m tasks=23
 
 Rows are `reasoning_gym`'s, of texts of many lengths, or with `root=DIR` Super-NaturalInstructions'. Each prints JSON.
@@ -64,14 +64,16 @@ def chain(name: str, tasks: int, rows: int, root: str | None, *more: str, random
 
 
 def one_pass(
-    name: str, tasks: int = 23, rows: int = 160, epochs: int = 6, root: str | None = None, random: bool = False
-) -> Figures:
+    name: str, tasks: int = 23, rows: int = 160, epochs: int = 6, batch_size: int = 8, root: str | None = None,
+    random: bool = False,
+) -> Figures:  # fmt: skip
     """The seconds of an epoch of all adapters, in one pass and one after the other.
 
     Args:
         epochs: the first is warm-up.
+        batch_size: rows of each expert in a step; of the selector so many for each expert.
     """
-    cfg = chain(name, tasks, rows, root, random=random)
+    cfg = chain(name, tasks, rows, root, f"data.batch_size={batch_size}", random=random)
     base = load(cfg)
     data = instantiate(cfg.data, tokenizer=base.tokenizer)
     together = make(cfg, base, 1)
