@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch.autograd.graph import get_gradient_edge
 
 from lorachains.batch import TokenBatch
 from lorachains.config import sweeps_dir
@@ -18,8 +19,9 @@ from lorachains.filling import filled
 from lorachains.graphs import Replayed, decoder_layers, why_not
 from lorachains.jobs import stack
 from lorachains.methods import Lora
+from lorachains.tracing import trace
 from tests.adapters import randomise
-from tests.runs import language_model, make_data, settings
+from tests.runs import language_model, make_data, run, settings
 from tests.tiny import ARCHITECTURES, tiny_model
 
 
@@ -92,6 +94,43 @@ def test_what_was_compiled_for_another_rank_is_forgotten(monkeypatch: pytest.Mon
         method.chain.extend(rank)
         assert layout() == method.layout
     assert forgotten == [2, 4]
+
+
+@pytest.mark.parametrize("method", ["lora", "single_lora", "moa", "moa soft", "moa straight_through", "moe_lora"])
+def test_nothing_holds_the_pass_before_the_recordings(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autograd's leaves remember the stream of the first pass that is held by anything, and one of another stream can't
+    be recorded."""
+    names = ["one", "two", "free"]
+    name, *way = method.split()
+    overrides = [f"method={name}", *(f"method.route={of}" for of in way), "trainer.max_epochs=1"]
+    overrides += [] if name == "lora" else [f"method.names=[{','.join(names)}]"]
+    overrides += ["method.stage1_epochs=0"] if name == "moa" else []
+    checked: list[int] = []
+
+    def leaves(model: Any) -> list[Any]:
+        return [get_gradient_edge(p).node for p in model.parameters() if p.requires_grad]
+
+    def marking(model: Any, batch: TokenBatch, loss: Any) -> Any:
+        def marked() -> torch.Tensor:
+            value = loss()
+            for leaf in leaves(model):
+                leaf.metadata["held"] = True
+            assert all("held" in leaf.metadata for leaf in leaves(model))  # while `value` is
+            return value
+
+        return trace(model, batch, marked)
+
+    def check(passes: Any) -> None:
+        checked.extend("held" in leaf.metadata for leaf in leaves(passes.method.model))
+
+    monkeypatch.setattr("lorachains.callbacks.flops.trace", marking)
+    monkeypatch.setattr("lorachains.methods.passes.Passes.rehearse", check)
+    data: dict[str, Any] = {"train_size": 9, "val_size": 3, "test_size": 3}
+    run(tmp_path, *overrides, data=data if name == "lora" else data | {"tasks": names})
+    assert checked
+    assert not any(checked)
 
 
 @pytest.mark.gpu

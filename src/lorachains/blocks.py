@@ -63,7 +63,10 @@ class Blocks:
 
     @contextmanager
     def routed(self, routes: Sequence[Route] | None = None) -> Iterator[None]:
-        """Within, the banks of each block follow the block's own routing.
+        """Within, the banks of each block follow the block's own routing, which is forgotten at the end.
+
+        A route by the routers' logits holds all that these were made of; autograd's leaves, which remember the stream
+        of the pass that first met them, would outlive it, and could not be part of a CUDA graph on another stream.
 
         Args:
             routes: of each block; `None` where they are set on the way (`routings`).
@@ -80,6 +83,8 @@ class Blocks:
             for of_block, before in zip(self.banks, shared, strict=True):
                 for bank, routing in zip(of_block, before, strict=True):
                     bank.routing = routing
+            for routing in self.routings:
+                routing.route = None
 
 
 def _whole(layer: nn.Module) -> tuple[nn.Module, list[LoraBank]]:
