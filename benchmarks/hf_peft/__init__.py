@@ -11,10 +11,14 @@ liger-kernel's kernels in place of transformers', for the rest of the process. T
 this process so far.
 """
 
-from hf_peft.adapters import named
-from hf_peft.generation import generate, xlora_generate
-from hf_peft.runs import accuracy, run
-from hf_peft.steps import mixed_training_step, xlora_step
-from hf_peft.training import train
+import contextlib
+import sys
+
+with contextlib.redirect_stdout(sys.stderr):  # importing the Trainer says how W&B is set; ours is to be JSON alone
+    from hf_peft.adapters import named
+    from hf_peft.generation import generate, xlora_generate
+    from hf_peft.runs import accuracy, run
+    from hf_peft.steps import mixed_training_step, xlora_step
+    from hf_peft.training import train
 
 __all__ = ["accuracy", "generate", "mixed_training_step", "named", "run", "train", "xlora_generate", "xlora_step"]

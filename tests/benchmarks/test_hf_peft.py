@@ -1,5 +1,8 @@
 """The other side of the benchmarks does what it says: it trains, scores and generates as plain torch and PEFT do."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,13 @@ def lm() -> LanguageModel:
 @pytest.fixture
 def rows(lm: LanguageModel) -> list[Tokens]:
     return [row.choices[0] for row in encode_train(lm.tokenizer, examples(12), 0, 64)]
+
+
+def test_what_libraries_print_is_not_among_the_figures() -> None:
+    """Not even where transformers says, when it is imported, how W&B is set."""
+    own = os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": str(Path(hf.__file__).parents[1])}
+    made = subprocess.run([sys.executable, "-c", "import hf_peft"], env=own, capture_output=True, text=True, check=True)
+    assert made.stdout == ""
 
 
 def weights(lm: LanguageModel) -> dict[str, Tensor]:
