@@ -8,14 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from lorachains.bank import bare
 from lorachains.batch import Tokens, pack
 from lorachains.decisions import MODES, one_expert, soft_weights, straight_through
+from lorachains.errors import LorachainsError
 from lorachains.generation import Generator
 from lorachains.generation.lane import Lane
-from lorachains.mixture import Mixture
+from lorachains.mixture import READS, Mixture
 from lorachains.routers import POOLS
 from lorachains.routing import HardRoute, Route, SoftRoute
 from lorachains.scoring import answer_losses
+from tests.adapters import randomise
 from tests.batches import texts_of
 from tests.generation.texts import generator_of, prompts_of
 from tests.mixtures import ARCHITECTURES, by_hand, mixture_of, tolerance
@@ -31,11 +34,13 @@ def route_of(mixture: Mixture, logits: Tensor) -> Route:
 
 @torch.no_grad()
 def decided_by_hand(mixture: Mixture, ids: Sequence[int], prompt: int) -> Tensor:
-    """One text's logits, block by block: a pass over the text for each block, with the blocks before it decided."""
+    """One text's logits, block by block: a pass over the text for each block, with the blocks before it decided or, by
+    the base, without any expert."""
     routes: list[Route] = [HardRoute(torch.tensor([0]))] * len(mixture.blocks)
     found = []
     for block in range(len(mixture.blocks)):
-        with mixture.blocks.routed(routes):
+        alone = bare(mixture.chain.banks.values()) if mixture.reads == "base" else nullcontext()
+        with mixture.blocks.routed(routes), alone:
             x = mixture.model(torch.tensor([list(ids)]), output_hidden_states=True).hidden_states[block]
         weight = mixture.routers.weight[block]
         logits = weight @ by_hand(x[0, :prompt], mixture.routers.pool).to(weight.dtype)
@@ -61,9 +66,10 @@ def answered_by_hand(mixture: Mixture, prompt: list[int], steps: int) -> list[in
 
 @pytest.mark.parametrize(
     ("arch", "fields"),
-    [(arch, {}) for arch in ARCHITECTURES]
+    [(arch, {"reads": reads}) for arch in ARCHITECTURES for reads in READS]
     + [("llama", {"pool": pool}) for pool in POOLS[1:]]
-    + [("llama", {"mode": "soft"}), ("llama", {"mode": "soft", "top_k": 2}), ("bloom", {"mode": "soft"})],
+    + [(arch, {"mode": "soft", "reads": "experts"}) for arch in ("llama", "bloom")]
+    + [("llama", {"mode": "soft", "top_k": 2, "reads": "experts"})],
 )
 def test_a_mixed_batch_decides_as_each_text_alone(arch: str, fields: dict[str, Any]) -> None:
     mixture = mixture_of(arch, **fields)
@@ -76,7 +82,7 @@ def test_a_mixed_batch_decides_as_each_text_alone(arch: str, fields: dict[str, A
 @pytest.mark.parametrize("arch", ["llama", "opt", "bloom"])
 def test_a_block_can_have_two_routers(arch: str) -> None:
     """The second reads what its feed-forward network reads; the first's banks don't follow it."""
-    mixture = mixture_of(arch, shared=False, mode="argmax", targets="all-linear")
+    mixture = mixture_of(arch, shared=False, mode="argmax", targets="all-linear", reads="experts")
     assert len(mixture.blocks) == 4
     names = {id(bank): name for name, bank in mixture.chain.banks.items()}
     for place, banks in enumerate(mixture.blocks.banks):
@@ -97,19 +103,23 @@ def test_a_block_can_have_two_routers(arch: str) -> None:
             torch.testing.assert_close(logits[place, text], expected, rtol=off, atol=off)
 
 
+@pytest.mark.parametrize("reads", READS)
 @pytest.mark.parametrize("arch", ["llama", "bloom"])
-def test_order_and_company_change_nothing(arch: str) -> None:
-    mixture = mixture_of(arch)
+def test_order_and_company_change_nothing(arch: str, reads: str) -> None:
+    mixture = mixture_of(arch, reads=reads)
     off = tolerance(mixture)
     logits, order = mixture.logits(PROMPTS), [4, 2, 0, 5, 1, 3]
     torch.testing.assert_close(mixture.logits([PROMPTS[i] for i in order]), logits[:, order], rtol=off, atol=off)
     torch.testing.assert_close(mixture.logits(PROMPTS[3:4]), logits[:, 3:4], rtol=off, atol=off)
 
 
+@pytest.mark.parametrize("reads", READS)
 @pytest.mark.parametrize(("arch", "mode"), [(arch, "vote") for arch in ARCHITECTURES] + [("llama", m) for m in MODES])
-def test_cached_answers_in_a_mixed_batch_are_those_of_deciding_anew_at_each_token(arch: str, mode: str) -> None:
+def test_cached_answers_in_a_mixed_batch_are_those_of_deciding_anew_at_each_token(
+    arch: str, mode: str, reads: str
+) -> None:
     """Left-padded, with a cache, decided once; against right there, without, decided again from the whole text."""
-    mixture = mixture_of(arch, mode=mode)
+    mixture = mixture_of(arch, mode=mode, reads=reads)
     prompts = PROMPTS[:4] if arch != "bloom" else PROMPTS[:2]
     ours = mixture.generate(generator_of(mixture.chain), prompts, 5, mixture.logits(prompts))
     assert ours == [answered_by_hand(mixture, prompt, 5) for prompt in prompts]
@@ -136,11 +146,12 @@ def test_no_graph_is_made_of_routes_that_change(mode: str, monkeypatch: pytest.M
     assert not any(asked)
 
 
+@pytest.mark.parametrize("reads", READS)
 @pytest.mark.parametrize("way", ["straight_through", "soft"])
 @pytest.mark.parametrize("arch", ["llama", "bloom"])
-def test_a_routed_training_pass_loses_what_each_text_loses_alone(arch: str, way: Any) -> None:
+def test_a_routed_training_pass_loses_what_each_text_loses_alone(arch: str, way: Any, reads: str) -> None:
     """Whatever the label: the way goes by the routers' decisions from each prompt, and has a gradient for them."""
-    mixture = mixture_of(arch, mode="soft" if way == "soft" else "argmax")
+    mixture = mixture_of(arch, mode="soft" if way == "soft" else "argmax", reads=reads)
     texts = texts_of((9, 2), (5, 4), (30, 1), (17, 12))
     batch = pack(texts, [2, 0, 1, 0], experts=3)
     mixture.chain.route = None
@@ -173,3 +184,26 @@ def test_the_last_prompt_token_tells_the_first_block_nothing(pool: str, knows: b
         spread = (decided[0] - decided[0, 0]).abs().max()
         assert bool(spread > 1e-6) == knows
         assert (decided[1] - decided[1, 0]).abs().max() > 1e-6, "further up the prompt has come to the last token"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_the_base_reads_is_the_same_whoever_serves_a_text(arch: str) -> None:
+    """So that routers decide in use by what they have learned from, and go on to when an expert is trained on."""
+    mixture = mixture_of(arch)
+    texts = texts_of((9, 2), (5, 4), (30, 1))
+    read = []
+    for owners in ([0, 1, 2], [2, 2, 0]):
+        batch = pack(texts, owners, experts=3)
+        with mixture.training(batch, "label") as (prompts, pooled):
+            there = torch.stack(pooled)[:, prompts.there]
+        [order] = [sorted(range(3), key=lambda i: owners[i])]
+        read.append(there[:, torch.tensor([order.index(i) for i in range(3)])])
+    torch.testing.assert_close(read[0], read[1], rtol=tolerance(mixture), atol=tolerance(mixture))
+    randomise(mixture.chain, seed=5)
+    again = mixture.features([text.input_ids[: -len(text.answer)] for text in texts], [0, 0, 0])
+    torch.testing.assert_close(again, read[0], rtol=tolerance(mixture), atol=tolerance(mixture))
+
+
+def test_another_reader_is_refused() -> None:
+    with pytest.raises(LorachainsError, match=r"method\.reads is 'expert': choose base or experts"):
+        mixture_of("llama", reads="expert")

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 
 from lorachains.chain import Chain
 from lorachains.errors import LorachainsError
+from lorachains.mixture import READS
 from lorachains.mixture_format import ROUTER, About, attach_mixture, read_routers, save_routers
 from lorachains.models import LanguageModel, fingerprint
 from lorachains.surgery import PENALTY, fit_expert, fit_row, judged, prototype, put_in, table, take_out
@@ -145,12 +146,13 @@ def test_damaged_files(saved: Path, tmp_path: Path) -> None:
         read_routers(tmp_path / "less")
 
 
-def test_a_saved_mixture_is_the_one_that_was_saved(tmp_path: Path) -> None:
-    mixture = mixture_of("llama")
+@pytest.mark.parametrize("reads", READS)
+def test_a_saved_mixture_is_the_one_that_was_saved(reads: str, tmp_path: Path) -> None:
+    mixture = mixture_of("llama", reads=reads)
     known = fingerprint(mixture.model)
     for expert, name in enumerate(NAMES):
         save_adapter(mixture.chain, tmp_path / name, "tiny-llama", known, expert)
-    save_routers(tmp_path, About(NAMES, "tiny-llama", known, "mean_rms", "vote"), mixture.routers.weight)
+    save_routers(tmp_path, About(NAMES, "tiny-llama", known, "mean_rms", "vote", reads=reads), mixture.routers.weight)
     twin = mixture_of("llama")  # of which only the base counts
     for bank_name, bank in twin.chain.banks.items():
         parent, _, child = bank_name.rpartition(".")

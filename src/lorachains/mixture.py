@@ -1,22 +1,30 @@
 """A mixture of LoRAs (MoA): a chain of experts over one model, and routers that say which expert serves a text.
 
-A text is answered in two steps. `logits`: the model reads the prompts, each block's router decides as its input
-arrives, and the block's banks follow, so that the next block reads what it will read when it answers (free-running, not
-told by any label). Then that decision stays, for scores as for generation with a cache: what is read later changes
-nothing. With one decision a text the second step is that of any bank of adapters: one mixed batch, and no dearer for
-more experts.
+A text is answered in two steps. `logits`: the model reads the prompts, and each block's router decides by its block's
+input. Then that decision stays, for scores as for generation with a cache: what is read later changes nothing. With one
+decision a text the second step is that of any bank of adapters: one mixed batch, and no dearer for more experts.
+
+Who reads the prompt while routers decide, the paper leaves open (`reads`):
+
+- "base": the model without experts. What routers read is then the same in training as in use, whoever serves the text,
+  and stays so when experts are put in, taken out or trained on.
+- "experts": each block's banks follow its router's decision as its input arrives, so that the next block reads what it
+  will read when it answers (free-running, not told by any label). Where a training pass goes by the label, all blocks
+  but the first one learn from inputs that the label's expert has made, and can tell by its hand rather than by the
+  text: used, they then follow the first one, right or wrong.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lorachains.bank import bare
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
-from lorachains.blocks import Blocks
+from lorachains.blocks import Blocks, See
 from lorachains.chain import Chain
 from lorachains.decisions import (
     check_decision,
@@ -26,15 +34,18 @@ from lorachains.decisions import (
     soft_weights,
     straight_through,
 )
+from lorachains.errors import LorachainsError
 from lorachains.generation import Generator, Sampling
 from lorachains.packing import hard_route, packs
 from lorachains.routers import Prompts, Routers, padded_prompts, stream_prompts
 from lorachains.routing import HardRoute, Route, SoftRoute
-from lorachains.scoring import answer_logits, answer_losses, mean_per_group
+from lorachains.scoring import answer_losses, mean_per_group, pass_over
 
 Training = Literal["label", "straight_through", "soft", "argmax"]
 """Which way a training pass goes: by the label, or by the routers' decisions, with a gradient for these but for the
 last."""
+READS = ("base", "experts")
+"""Who reads a prompt while routers decide."""
 
 
 class Mixture:
@@ -46,16 +57,21 @@ class Mixture:
         mode, top_k: how a text's experts follow from the routers' logits, see `decisions`.
         shared: whether a block's attention and feed-forward network share a router, see `blocks`.
         voters: the blocks whose routers vote; all if `None`.
+        reads: who reads a prompt while routers decide, "base" or "experts".
 
     Raises:
-        LorachainsError: an unknown mode or pool, a voter that there isn't, or a bank outside of the decoder blocks.
+        LorachainsError: an unknown mode, pool or reader, a voter that there isn't, or a bank outside of the decoder
+            blocks.
     """
 
     def __init__(
         self, chain: Chain, pool: str = "mean_rms", mode: str = "vote", top_k: int | None = None, shared: bool = True,
-        voters: Sequence[int] | None = None,
+        voters: Sequence[int] | None = None, reads: str = "base",
     ):  # fmt: skip
         check_decision(mode, top_k, chain.experts)
+        if reads not in READS:
+            raise LorachainsError(f"method.reads is {reads!r}: choose {' or '.join(READS)}")
+        self.reads = reads
         self.chain, self.model, self.mode, self.top_k, self.shared = chain, chain.model, mode, top_k, shared
         self.blocks = Blocks(chain.model, chain.banks, shared)
         check_voters(voters, len(self.blocks))
@@ -80,25 +96,45 @@ class Mixture:
         """
         prompts, bounds = self.prompts(batch)
         some_unlabelled = len(batch.loads) > self.chain.experts
-        pooled: list[Tensor] = [torch.empty(0)] * len(self.blocks)
+        apart = way != "label" or some_unlabelled
+        pooled: list[Tensor] = []
+
+        def follow(block: int) -> None:
+            found = pooled[block] @ self.routers.weight[block].mT
+            of_text = self._weights(found, prompts, way)
+            if some_unlabelled:
+                labelled = prompts.labelled(self.chain.experts).unsqueeze(1)
+                of_text = torch.where(labelled, of_text, self._weights(found, prompts, unlabelled))
+            weights = prompts.spread(of_text, bounds)
+            rows = 1 if packs(self.model) else len(bounds) - 1
+            self.blocks.routings[block].route = SoftRoute(weights.view(rows, -1, weights.shape[-1]))
 
         def see(block: int, x: Tensor) -> None:
-            pooled[block] = self.routers.pooled(x, prompts)
-            if way != "label" or some_unlabelled:
-                found = pooled[block] @ self.routers.weight[block].mT
-                of_text = self._weights(found, prompts, way)
-                if some_unlabelled:
-                    labelled = prompts.labelled(self.chain.experts).unsqueeze(1)
-                    of_text = torch.where(labelled, of_text, self._weights(found, prompts, unlabelled))
-                weights = prompts.spread(of_text, bounds).view(x.shape[0], -1, of_text.shape[-1])
-                self.blocks.routings[block].route = SoftRoute(weights)
+            pooled.append(self.routers.pooled(x, prompts))
+            if apart:
+                follow(block)
 
-        with self.blocks.watched(see):
-            if way == "label" and not some_unlabelled:
-                yield prompts, pooled
-                return
-            with self.blocks.routed():
-                yield prompts, pooled
+        with ExitStack() as within:
+            if self.reads == "base":
+                pooled += self._read_by_base(batch, prompts)
+            else:
+                within.enter_context(self.blocks.watched(see))
+            if apart:
+                within.enter_context(self.blocks.routed())
+                for block in range(len(pooled)):
+                    follow(block)
+            yield prompts, pooled
+
+    @torch.no_grad()
+    def _read_by_base(self, batch: TokenBatch, prompts: Prompts) -> list[Tensor]:
+        """What each block's router reads of each text, `(texts, hidden)`, where no expert serves any."""
+        pooled: list[Tensor] = []
+        with bare(self.chain.banks.values()), self.blocks.watched(self._noting(pooled, prompts)):
+            pass_over(self.model, batch)
+        return pooled
+
+    def _noting(self, pooled: list[Tensor], prompts: Prompts) -> See:
+        return lambda _, x: pooled.append(self.routers.pooled(x, prompts))
 
     def _weights(
         self, logits: Float[Tensor, "texts experts"], prompts: Prompts, way: Training
@@ -128,7 +164,7 @@ class Mixture:
 
     @torch.no_grad()
     def logits(self, prompts: Sequence[Sequence[int]], pad: int = 0) -> Float[Tensor, "blocks texts experts"]:
-        """Each block's router logits for each prompt, free-running.
+        """Each block's router logits for each prompt, not told by any label.
 
         The model is to be in evaluation mode.
 
@@ -142,6 +178,13 @@ class Mixture:
         if packs(self.model):
             index = torch.tensor(batch.texts, device=self.chain.device)
             where = Prompts(where.inside[index], where.last[index], where.owner[index])
+        with torch.compiler.set_stance("force_eager"):
+            if self.reads == "base":
+                return self.routers.logits(torch.stack(self._read_by_base(batch, where)))
+            return self._logits_on_the_way(batch, where)
+
+    def _logits_on_the_way(self, batch: TokenBatch, where: Prompts) -> Float[Tensor, "blocks texts experts"]:
+        """Each block's logits, where its banks follow them at once."""
         found: list[Tensor] = []
 
         def see(block: int, x: Tensor) -> None:
@@ -149,8 +192,8 @@ class Mixture:
             found.append(logits)
             self.blocks.routings[block].route = self._route(logits, self._owners(batch))
 
-        with torch.compiler.set_stance("force_eager"), self.blocks.watched(see), self.blocks.routed():
-            answer_logits(self.model, batch)
+        with self.blocks.watched(see), self.blocks.routed():
+            pass_over(self.model, batch)
         return torch.stack(found)
 
     @property
@@ -200,22 +243,17 @@ class Mixture:
     def features(
         self, prompts: Sequence[Sequence[int]], labels: Sequence[int], pad: int = 0
     ) -> Float[Tensor, "blocks texts hidden"]:
-        """What each block's router reads of each prompt where its label's expert serves it."""
+        """What each block's router reads of each prompt, by the base or where its label's expert serves it."""
         texts = [Tokens([*prompt, pad], [IGNORED] * len(prompt) + [pad]) for prompt in prompts]
         found: list[Tensor] = []
         for text, label in zip(texts, labels, strict=True):
             batch = pack([text], [label], pad, self.chain.experts).to(self.chain.device)
-            where, _ = self.prompts(batch)
             self.chain.route = hard_route(self.model, batch)
-            seen: list[Tensor] = []
-
-            def see(_: int, x: Tensor, where: Prompts = where, seen: list[Tensor] = seen) -> None:
-                seen.append(self.routers.pooled(x, where)[where.there])
-
-            with torch.compiler.set_stance("force_eager"), self.blocks.watched(see):
-                answer_logits(self.model, batch)
-            found.append(torch.cat(seen))
-        return torch.stack(found, 1)
+            with torch.compiler.set_stance("force_eager"), self.training(batch, "label") as (where, pooled):
+                if self.reads == "experts":
+                    pass_over(self.model, batch)
+            found.append(torch.stack(pooled)[:, where.there])
+        return torch.cat(found, 1)
 
     def generate(
         self, generator: Generator, prompts: Sequence[Sequence[int]], max_new_tokens: int, logits: Tensor,

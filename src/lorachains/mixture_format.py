@@ -36,7 +36,7 @@ class About:
     Attributes:
         names: the experts', one a domain.
         base, base_fingerprint: the model under them.
-        pool, decision, top_k, shared, voters: see `Mixture`; the pool "token" is MoE-LoRA's, which reads none.
+        pool, decision, top_k, shared, voters, reads: see `Mixture`; the pool "token" is MoE-LoRA's, which reads none.
         template: how a user's request becomes a prompt, with `{instruction}` in its place.
         max_length: tokens of a prompt; a longer one loses its beginning.
         stop: what ends an answer; `None` for the end-of-sequence token alone.
@@ -50,6 +50,7 @@ class About:
     top_k: int | None = None
     shared: bool = True
     voters: list[int] | None = None
+    reads: str = "experts"
     template: str = "{instruction}"
     max_length: int = 1024
     stop: str | None = None
@@ -106,7 +107,7 @@ def attach_mixture(base: LanguageModel, folder: Path, decision: str | None = Non
     check_base(folder / about.names[0], base.name, fingerprint(base.model))
     mixture = Mixture(
         chain_of(base, folder, about.names), POOLS[0] if about.by_token else about.pool,
-        decision or about.decision, about.top_k, about.shared, about.voters,
+        decision or about.decision, about.top_k, about.shared, about.voters, about.reads,
     )  # fmt: skip
     put_weight(mixture, weight, folder)
     return mixture, about

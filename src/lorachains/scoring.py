@@ -112,6 +112,18 @@ def answer_logits(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, "a
         return model(padded.input_ids, attention_mask=padded.attention_mask, use_cache=False).logits[0]
 
 
+def pass_over(model: PreTrainedModel, batch: TokenBatch) -> None:
+    """The pass over a batch, for what is watched on the way: it makes no logits."""
+    nowhere = batch.positions[:0]
+    if packs(model):
+        with logits_after(model, nowhere):
+            read(model, batch)
+    else:
+        padded = batch.padded()
+        with logits_after(model, nowhere):
+            model(padded.input_ids, attention_mask=padded.attention_mask, use_cache=False)
+
+
 @contextmanager
 def logits_after(model: PreTrainedModel, positions: Int[Tensor, " answers"]) -> Iterator[None]:
     """Within, the model's logits are those after the given tokens only, `(1, answers, vocabulary)`.

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from lorachains.batch import TokenBatch
 from lorachains.errors import LorachainsError
 from lorachains.methods import Lora, Moa
+from lorachains.mixture import READS
 from lorachains.run_folder import RunFolder
 from tests.adapters import randomise
 from tests.methods.test_resume import stopped_and_resumed
@@ -80,13 +81,15 @@ def test_routers_learn_by_label_if_and_only_if_eta_is_positive(eta: float, there
     assert ("router" in terms) == there
 
 
-def test_eta_scales_the_routers_term_and_leaves_the_other() -> None:
-    one, (links, routers) = gradients(mixing("method.eta=1"))
-    two, (links2, routers2) = gradients(mixing("method.eta=2"))
+@pytest.mark.parametrize("reads", READS)
+def test_eta_scales_the_routers_term_and_leaves_the_other(reads: str) -> None:
+    one, (links, routers) = gradients(mixing("method.eta=1", f"method.reads={reads}"))
+    two, (links2, routers2) = gradients(mixing("method.eta=2", f"method.reads={reads}"))
     torch.testing.assert_close(two["router"], 2 * one["router"])
     torch.testing.assert_close(routers2, 2 * routers)
     assert torch.equal(two["lm"], one["lm"])
-    assert (links2 - links).abs().max() > 0, "the cross-entropy reaches the experts of the block below"
+    reached = bool((links2 - links).abs().max() > 0)
+    assert reached == (reads == "experts"), "the cross-entropy reaches the experts of the block below, if they read"
 
 
 class Etas(L.Callback):

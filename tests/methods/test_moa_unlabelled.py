@@ -1,5 +1,6 @@
 """MoA's rows without a label: what they add to stage 2's loss, what they leave alone, and where they stay out."""
 
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,12 +12,14 @@ from hydra.errors import InstantiationException
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorachains.bank import bare
 from lorachains.batch import TokenBatch, Tokens, pack
 from lorachains.data import RunsDataModule, Serving, TaskDataModule
 from lorachains.data.tokens import NO_TASK, encode_train
 from lorachains.decisions import hard_weights, soft_weights, straight_through
 from lorachains.errors import LorachainsError
 from lorachains.methods import Moa
+from lorachains.mixture import READS
 from lorachains.models import LanguageModel
 from lorachains.routing import HardRoute, SoftRoute
 from lorachains.run_folder import RunFolder
@@ -57,7 +60,8 @@ def alone(method: Moa, text: Tokens, owner: int, way: str) -> tuple[Tensor, Tens
     routes: list[Any] = [HardRoute(torch.tensor([0 if owner == 3 else owner]))] * len(mixture.blocks)
     logits, prompt = [], ids.shape[1] - len(text.answer) + 1
     for block in range(len(mixture.blocks)):
-        with mixture.blocks.routed(routes):
+        without = bare(mixture.chain.banks.values()) if mixture.reads == "base" else nullcontext()
+        with mixture.blocks.routed(routes), without:
             x = mixture.model(ids, output_hidden_states=True).hidden_states[block]
         found = mixture.routers.weight[block] @ by_hand(x[0, :prompt], "mean_rms")
         logits.append(found)
@@ -68,11 +72,12 @@ def alone(method: Moa, text: Tokens, owner: int, way: str) -> tuple[Tensor, Tens
     return F.cross_entropy(of_text, torch.from_numpy(text.answer), reduction="none"), torch.stack(logits)
 
 
+@pytest.mark.parametrize("reads", READS)
 @pytest.mark.parametrize("arch", ["llama", "bloom"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_mixed_batch_is_its_texts_one_by_one(way: str, arch: str) -> None:
+def test_a_mixed_batch_is_its_texts_one_by_one(way: str, arch: str, reads: str) -> None:
     """Loss and gradients; η times the cross-entropy of those with a label alone."""
-    method = mixing("method.eta=0.7", f"method.unlabelled={way}", arch=arch)
+    method = mixing("method.eta=0.7", f"method.unlabelled={way}", f"method.reads={reads}", arch=arch)
     owners = [2, 3, 0, 3, 2]
     _, terms = losses_of(method, owners)
     found = [alone(method, text, owner, way) for text, owner in zip(TEXTS, owners, strict=True)]

@@ -8,9 +8,14 @@ with the base frozen:
 What the paper leaves open is an option, with these defaults. In stage 2 each text is served by its domain's expert
 (`route="label"`): L_LM then trains exactly the experts that stage 1 trained, and the routers learn from the label
 alone. By the routers' own decisions ("straight_through", "soft") an expert is also trained on what was misrouted to it,
-and L_LM trains the routers, at the price of all experts' products for each token. η is 1: with an optimizer such as
-Adam, whose step doesn't depend on the gradient's size, it hardly changes what the routers learn (that is `router_lr`),
-but it does change what they make of the experts, since the cross-entropy reaches the experts of the blocks below.
+and L_LM trains the routers, at the price of all experts' products for each token. What routers read is made by the base
+alone (`reads="base"`, see `mixture`), by a pass over the prompts that takes no gradient. If the experts read
+("experts"), the label's expert makes what later blocks' routers learn from, which gives the label away: with SmolLM2
+and eight domains all blocks then followed the first one, and 89 % of texts went right.
+
+η is 1 and the routers' learning rate 1e-2: a router is a linear function of numbers of the size 1, and begins at zero.
+With an optimizer such as Adam, whose step doesn't depend on the gradient's size, η hardly changes what the routers
+learn; if the experts read, it does change these, since the cross-entropy reaches the experts of the blocks below.
 
 Rows without a label (`data.unlabelled=true`) are taken in stage 2, beside the others: their answers' mean loss is one
 more term of L_LM, and the routers' cross-entropy leaves them out. A label says which expert is to answer; where it is

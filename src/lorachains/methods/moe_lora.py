@@ -41,7 +41,7 @@ class MoeLora(Routed):
     """
 
     def __init__(self, *, names: Sequence[str], balance: float = 0.0, **kwargs: Any):
-        super().__init__(names=names, decision="soft", **kwargs)
+        super().__init__(names=names, decision="soft", reads="experts", **kwargs)
         if not (isinstance(balance, int | float) and balance >= 0):
             raise LorachainsError(f"method.balance is {balance!r}: give a weight of 0 or more")
         check_not_recomputed(self.model, "method=moe_lora")

@@ -32,6 +32,7 @@ class Routed(Lora):
         voters: the blocks whose routers vote, where not all do: the first ones have seen little of a text.
         share_router: whether a block's attention and feed-forward network share a router, as the paper advises: the
             voters are then fewer, and see what the block sees. Not shared, they aren't compiled.
+        reads: who reads a prompt while routers decide, "base" or "experts", see `mixture`.
         others: see `Lora`.
 
     Raises:
@@ -41,7 +42,7 @@ class Routed(Lora):
     def __init__(
         self, *, names: Sequence[str], experts: str | Mapping[str, str] | None = None,
         router_lr: float | None = None, pool: str = "mean_rms", decision: str = "vote", top_k: int | None = None,
-        voters: Sequence[int] | None = None, share_router: bool = True, **kwargs: Any,
+        voters: Sequence[int] | None = None, share_router: bool = True, reads: str = "base", **kwargs: Any,
     ):  # fmt: skip
         super().__init__(names=names, **kwargs)
         if len(self.names) < 2:
@@ -55,7 +56,7 @@ class Routed(Lora):
         if experts is not None:
             load_experts(self.chain, _folders(experts, self.names), self.base.name, self._fingerprint)
         check_switch("method.share_router", share_router)
-        self.mixture = Mixture(self.chain, pool, decision, top_k, share_router, voters)
+        self.mixture = Mixture(self.chain, pool, decision, top_k, share_router, voters, reads)
         self.routers = self.mixture.routers  # a module of this one, so that it moves with it
         self.router_lr = self.optims[0].peak()[0] if router_lr is None else router_lr
         if not (isinstance(self.router_lr, int | float) and self.router_lr > 0):
@@ -128,7 +129,7 @@ class Routed(Lora):
         mixture, [data] = self.mixture, self.data.runs
         return About(
             list(experts), self.base.name, self._fingerprint, pool, mixture.mode, mixture.top_k, mixture.shared,
-            mixture.voters, data.template, data.max_length, data.stop,
+            mixture.voters, mixture.reads, data.template, data.max_length, data.stop,
         )  # fmt: skip
 
     def load(self, folder: Path) -> None:
