@@ -67,6 +67,12 @@ class RunFolder:
         return self.path / "adapters"
 
     @property
+    def adapter_bytes(self) -> int:
+        """The size on disk of what was saved of one adapter or several; 0 if none was."""
+        files = (file for folder in (self.adapter, self.adapters) for file in folder.rglob("*"))
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    @property
     def last(self) -> Path:
         """Holds the adapters as they were at the end of training, of a chain whose best epoch is an earlier one."""
         return self.path / "last"

@@ -102,6 +102,8 @@ class Session:
         if writes():
             folder.write_predictions(self.method.predictions["test"][run])
         names, metrics = self.method.names, self.method.save(run, folder)
+        if size := folder.adapter_bytes:
+            metrics["adapter/bytes"] = size
         metrics |= self.method.report(run, folder.path)
         for i, name in enumerate(names):
             expert, of = run * len(names) + i, "" if len(names) == 1 else f"{name}/"

@@ -12,6 +12,7 @@ keys in common, over which the table's own are laid. `sizes` has, by size, keys 
 serve interpolations.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -115,7 +116,7 @@ class Sweep:
     def shown(self, row: Part, column: Part) -> str | None:
         """The metric of one cell."""
         metric = row.metric or column.metric or self.metric
-        return metric and metric.format(row=row.name, column=column.name).replace("//", "/")
+        return metric and re.sub("/+", "/", metric.format(row=row.name, column=column.name))
 
     def grids(self) -> list[Overrides]:
         """The same jobs as few products, each as one would type it after `-m`; but those that begin with other runs."""
