@@ -142,15 +142,21 @@ def _fit(method: Lora, cfg: Any, data: TaskDataModule, epochs: int) -> Figures:
 
 
 def add(
-    name: str, tasks: int = 23, rows: int = 64, epochs: int = 2, root: str | None = None, random: bool = False
-) -> Figures:
-    """A chain of so many tasks, and the same with one more."""
+    name: str, tasks: int = 23, rows: int = 64, epochs: int = 2, batch_size: int = 8, root: str | None = None,
+    random: bool = False,
+) -> Figures:  # fmt: skip
+    """A chain of so many tasks, and the same with one more.
+
+    Args:
+        batch_size: see `one_pass`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         old, new = Path(folder, "old"), Path(folder, "new")
         found = {}
         for out, number, more in ((old, tasks, []), (new, tasks + 1, [f"method.start={old}"])):
             own = [
                 *more,
+                f"data.batch_size={batch_size}",
                 f"trainer.max_epochs={epochs}",
                 "+trainer.enable_progress_bar=false",
                 f"logger.save_dir={out}",
