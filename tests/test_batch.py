@@ -276,3 +276,19 @@ def test_sharing_beginnings_changes_no_loss_in_one_kernel(arch: str, fields: dic
         found = answer_losses(model, batch)
         losses.append(mean_per_group(found, batch.candidate, batch.candidates, batch.targets))
     torch.testing.assert_close(*losses, rtol=2e-2, atol=2e-2)
+
+
+@owned
+def test_the_number_of_a_text_stands_beside_its_segment(owners: list[int] | None) -> None:
+    """Also where equal texts are read once, where texts are padded, and in a batch that is filled up."""
+    texts = [*TEXTS, TEXTS[1]]
+    batch = packed(None if owners is None else [*owners, owners[1]], texts)
+    given = batch.numbered([len(text.input_ids) for text in texts])
+    assert given.numbers is not None
+    expected = [batch.lengths[i] + 1 if i in batch.texts else 0 for i in range(len(batch.lengths))]
+    assert given.numbers.tolist() == expected
+    more, rows = filled(given, 99), given.padded()
+    assert more.numbers is not None
+    assert more.numbers.tolist() == [*expected, *[0] * (len(more.lengths) - len(expected))]
+    assert rows.numbers is not None
+    assert rows.numbers.tolist() == (rows.attention_mask.sum(1) + 1).tolist()

@@ -81,6 +81,7 @@ class TokenBatch:
         key_lengths: of each segment's keys.
         shares: if several devices share a batch, the part of each adapter's answer tokens that is in this one.
         active: whether an adapter serves each token; `None` if all are served.
+        numbers: of each text's segment, that of its row (`numbered`); `None` if nobody asks for it.
     """
 
     input_ids: Int64[Tensor, " tokens"]
@@ -102,6 +103,7 @@ class TokenBatch:
     key_lengths: tuple[int, ...] = ()
     shares: Float64[Tensor, " experts"] | None = None
     active: Bool[Tensor, " tokens"] | None = None
+    numbers: Int64[Tensor, " segments"] | None = None
 
     @property
     def tokens(self) -> int:
@@ -129,6 +131,13 @@ class TokenBatch:
         """The batch's tensors by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
+    def numbered(self, numbers: Sequence[int]) -> "TokenBatch":
+        """The batch with a number for each of the texts given; of equal ones that are one segment it has one's."""
+        segment = torch.bucketize(self.positions, self.bounds.long(), right=True) - 1
+        found = torch.zeros(len(self.lengths), dtype=torch.int64)
+        found[segment] = torch.tensor(numbers)[self.candidate]
+        return replace(self, numbers=found)
+
     def padded(self) -> "PaddedBatch":
         """The texts one below the other, for architectures that can't read a stream. They must not share beginnings."""
         assert self.keys is None
@@ -146,6 +155,7 @@ class TokenBatch:
             positions=self.positions + offset[row],
             adapters=None if self.adapters is None else self.adapters[blocks],
             active=None if self.active is None else self._rows(self.active).flatten(),
+            numbers=None if self.numbers is None else self.numbers[torch.tensor(self.texts, device=device)],
         )
 
     def _rows(self, by_token: Tensor) -> Tensor:
@@ -162,6 +172,7 @@ class PaddedBatch:
         positions: `row · seq + position` of the token before each answer token.
         adapters: each row's; `None` if there is one adapter.
         active: `(rows · seq,)` whether an adapter serves each token; `None` if all are served.
+        numbers: of each row, see `TokenBatch`.
     """
 
     input_ids: Int64[Tensor, "rows seq"]
@@ -169,6 +180,7 @@ class PaddedBatch:
     positions: Int64[Tensor, " answers"]
     adapters: Int64[Tensor, " rows"] | None
     active: Bool[Tensor, " tokens"] | None = None
+    numbers: Int64[Tensor, " rows"] | None = None
 
 
 def pack(

@@ -91,6 +91,7 @@ def filled(batch: TokenBatch, longest: int, size: Size | None = None) -> TokenBa
         served=_fill(batch.served, size.answers),
         lengths=tuple(lengths),
         longest=longest,
+        numbers=None if batch.numbers is None else _fill(batch.numbers, len(lengths)),
         **_filled_keys(batch, lengths[len(batch.lengths) :], size.keys),
     )
 

@@ -46,6 +46,8 @@ Training = Literal["label", "straight_through", "soft", "argmax"]
 last."""
 READS = ("base", "experts")
 """Who reads a prompt while routers decide."""
+BATCH, ROOM = 64, 0.25
+"""So many prompts are read at once, and such a part of the memory that is free what was read may take."""
 
 
 class Mixture:
@@ -78,6 +80,7 @@ class Mixture:
         self.voters = None if voters is None else list(voters)
         dtype = next(iter(chain.banks.values())).lora_A.dtype
         hidden = chain.model.config.get_text_config().hidden_size
+        self.known: Float[Tensor, "texts blocks hidden"] | None = None
         self.routers = Routers(chain.experts, len(self.blocks), hidden, pool, dtype).to(chain.device)
 
     def prompts(self, batch: TokenBatch) -> tuple[Prompts, Int64[Tensor, " bounds"]]:
@@ -116,7 +119,7 @@ class Mixture:
 
         with ExitStack() as within:
             if self.reads == "base":
-                pooled += self._read_by_base(batch, prompts)
+                pooled += self._known(batch) or self._read_by_base(batch, prompts)
             else:
                 within.enter_context(self.blocks.watched(see))
             if apart:
@@ -124,6 +127,39 @@ class Mixture:
                 for block in range(len(pooled)):
                     follow(block)
             yield prompts, pooled
+
+    def _known(self, batch: TokenBatch) -> list[Tensor]:
+        """What is known of that beforehand, by the numbers that the batch brings along."""
+        numbers = batch.numbers if packs(self.model) else batch.padded().numbers
+        return [] if self.known is None or numbers is None else list(self.known[numbers].unbind(1))
+
+    def know(self, prompts: Sequence[Sequence[int]], pad: int = 0) -> None:
+        """Keeps what all routers read of each prompt by the base, which is the same whenever the prompt is read, for
+        batches with numbers; unless that takes more than a part (`ROOM`) of a GPU's free memory.
+
+        The model is to be in evaluation mode.
+        """
+        if self.known is None and self._has_room(len(prompts)):
+            parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+            with torch.compiler.set_stance("force_eager"):
+                read = [torch.stack(self._read_by_base(*self._asked(part, pad)), 1) for part in parts]
+            self.known = torch.cat(read)
+
+    def _has_room(self, texts: int) -> bool:
+        if self.chain.device.type != "cuda":
+            return True
+        free, _ = torch.cuda.mem_get_info(self.chain.device)
+        return texts * self.routers.rows[0].nbytes <= ROOM * free
+
+    def _asked(self, prompts: Sequence[Sequence[int]], pad: int) -> tuple[TokenBatch, Prompts]:
+        """A batch of prompts, and where they are in it, in their order."""
+        texts = [Tokens([*prompt, pad], [IGNORED] * len(prompt) + [pad]) for prompt in prompts]
+        batch = pack(texts, range(len(texts)), pad).to(self.chain.device)
+        where, _ = self.prompts(batch)
+        if packs(self.model):
+            index = torch.tensor(batch.texts, device=self.chain.device)
+            where = Prompts(where.inside[index], where.last[index], where.owner[index])
+        return batch, where
 
     @torch.no_grad()
     def _read_by_base(self, batch: TokenBatch, prompts: Prompts) -> list[Tensor]:
@@ -172,12 +208,7 @@ class Mixture:
             prompts: token ids; none is empty.
             pad: a token that fills up blocks.
         """
-        texts = [Tokens([*prompt, pad], [IGNORED] * len(prompt) + [pad]) for prompt in prompts]
-        batch = pack(texts, range(len(texts)), pad).to(self.chain.device)
-        where, _ = self.prompts(batch)
-        if packs(self.model):
-            index = torch.tensor(batch.texts, device=self.chain.device)
-            where = Prompts(where.inside[index], where.last[index], where.owner[index])
+        batch, where = self._asked(prompts, pad)
         with torch.compiler.set_stance("force_eager"):
             if self.reads == "base":
                 return self.routers.logits(torch.stack(self._read_by_base(batch, where)))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lorachains.batch import TokenBatch
 from lorachains.errors import LorachainsError
 from lorachains.methods import Lora, Moa
-from lorachains.mixture import READS
+from lorachains.mixture import READS, Mixture
 from lorachains.run_folder import RunFolder
 from tests.adapters import randomise
 from tests.methods.test_resume import stopped_and_resumed
@@ -129,6 +129,35 @@ def test_the_gradient_is_that_of_autograd_over_all(route: str) -> None:
     expected = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     torch.testing.assert_close(links, torch.cat([g.flatten(1) for g in expected[:-1]], 1))
     torch.testing.assert_close(routers, expected[-1])
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["method.route=soft"], ["method.share_router=false", "adapter.target_modules=all-linear"]]
+)
+@pytest.mark.parametrize("arch", ["llama", "bloom"])
+def test_what_the_base_has_read_once_is_not_read_again(
+    arch: str, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is the one that reads in each step. The first batches may have been made before stage 2 began."""
+    logs, read = [], [0, 0]
+    reading = Mixture._read_by_base
+
+    def counting(*args: Any) -> Any:
+        read[-1] += 1
+        return reading(*args)
+
+    monkeypatch.setattr(Mixture, "_read_by_base", counting)
+    for known in (True, False):
+        if not known:
+            read.append(0)
+            monkeypatch.setattr(Moa, "_numbers", lambda self, rows: None)
+        method, log = moa("method.stage1_epochs=1", "method.router_lr=1e-2", *more, arch=arch), Log()
+        fit(method, "trainer.max_epochs=4", logger=log, **DATA)
+        logs.append(log)
+    assert read[-1] - read[-2] > 15, "of 21 steps"
+    for key in ("train/router/two", "train/lm/free", "val/router/voted"):
+        assert len(logs[0].of(key)) > 2
+        assert logs[0].of(key) == pytest.approx(logs[1].of(key), rel=1e-9)
 
 
 def test_routers_have_a_learning_rate_and_a_norm_of_their_own() -> None:

@@ -1,6 +1,6 @@
 """The loaders of one run's data, or of several runs' that are trained side by side."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 
+Numbers = Callable[[Sequence[Encoded]], Sequence[int] | None]
+"""Gives the numbers of training rows that their batch is to bring along; `None` for none."""
+
 
 class Loaders:
     """Makes loaders.
@@ -44,6 +47,7 @@ class Loaders:
     ) -> None:  # fmt: skip
         self.runs, self.serving, self.by_length = runs, serving, by_length
         self.share, self.accumulate = share, accumulate
+        self.numbers: Numbers = lambda _: None
 
     def train(self) -> TrainLoader:
         """Each stream's next batch, as one (see `turns`); resumable.
@@ -128,6 +132,8 @@ class Loaders:
         """This process's share of a batch; if that is empty, a row that doesn't count."""
         own = self.share.take(rows)
         batch = collate_train(own or rows[:1], self.serving, self._pad())
+        if (numbers := self.numbers([row for _, row in own])) is not None:
+            batch = batch.numbered(numbers)
         if self.share.of == 1:
             return batch
         shares = self._answers(own) / self._answers(rows).clip(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lorachains.batch import TokenBatch
-from lorachains.data.loaders import Loaders
+from lorachains.data.loaders import Loaders, Numbers
 from lorachains.data.streams import ALL, Share, TrainLoader
 from lorachains.data.tokens import EvalBatch, Serving
 
@@ -31,6 +31,10 @@ class Served(LightningDataModule):
             accumulate: training batches of an optimizer step.
         """
         self._loaders = Loaders(self.runs, serving, by_length, share, accumulate)
+
+    def number(self, numbers: Numbers) -> None:
+        """Says by which numbers training batches tell their rows."""
+        self._loaders.numbers = numbers
 
     @property
     def stop(self) -> str | None:

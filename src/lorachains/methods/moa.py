@@ -9,7 +9,8 @@ What the paper leaves open is an option, with these defaults. In stage 2 each te
 (`route="label"`): L_LM then trains exactly the experts that stage 1 trained, and the routers learn from the label
 alone. By the routers' own decisions ("straight_through", "soft") an expert is also trained on what was misrouted to it,
 and L_LM trains the routers, at the price of all experts' products for each token. What routers read is made by the base
-alone (`reads="base"`, see `mixture`), by a pass over the prompts that takes no gradient. If the experts read
+alone (`reads="base"`, see `mixture`): once for all epochs of stage 2, since it is always the same, unless that takes
+too much of a GPU's memory; then by a pass over the prompts in each step, which takes no gradient. If the experts read
 ("experts"), the label's expert makes what later blocks' routers learn from, which gives the label away: with SmolLM2
 and eight domains all blocks then followed the first one, and 89 % of texts went right.
 
@@ -44,7 +45,7 @@ from torch import Tensor
 
 from lorachains.batch import TokenBatch
 from lorachains.data import EvalBatch
-from lorachains.data.tokens import collate_eval, padding_token, prompt_of
+from lorachains.data.tokens import Encoded, collate_eval, padding_token, prompt_of
 from lorachains.domains import DomainLosses, Routes, perplexities
 from lorachains.errors import LorachainsError, check_switch
 from lorachains.evaluation import score_of
@@ -94,6 +95,7 @@ class Moa(LoraContinued, Routed):
         self.register_buffer("_eta", torch.tensor(float(eta)), persistent=False)  # read by a pass that is replayed
         self._begin_to_tell()
         self._told: dict[str, float] = {}
+        self._number: dict[int, int] = {}
         check_switch("method.heat_map", heat_map)
         _check(eta, eta_schedule, route, unlabelled)
         if route != "label":
@@ -141,12 +143,26 @@ class Moa(LoraContinued, Routed):
             when = "in stage 1" if math.isfinite(run.since.epoch) else "since no router learns"
             log.info("%d training rows without a label are left out %s", run.unlabelled, when)
         super().on_train_start()
+        self.data.number(self._numbers)
         if self.way != "label":  # each text is served by all experts then
             self.presence[self.boundary :] = True
         span = self.total_steps - self.boundary
         left = [max(0.0, 1 - max(0, step - self.boundary) / span) for step in range(self.total_steps)]
         self._etas = self.eta * (torch.tensor(left) if self.eta_schedule == "linear" else torch.ones(len(left)))
         self._etas = self._etas.to(self.device)
+
+    def _numbers(self, rows: Sequence[Encoded]) -> Sequence[int] | None:
+        """Training rows' numbers among all, where what the routers read of them is the same in each epoch."""
+        if not self.routing_learned or self.mixture.reads != "base":
+            return None
+        if not self._number:
+            [run] = self.data.runs
+            every = run.rows("train")
+            self._number = {id(row): number for number, row in enumerate(every)}
+            self.model.eval()  # as where it decides
+            self.mixture.know([prompt_of(row) for row in every], padding_token(self.base.tokenizer))
+            self.model.train()
+        return [self._number[id(row)] for row in rows]
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
