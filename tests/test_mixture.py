@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lorachains import scoring
 from lorachains.bank import bare
 from lorachains.batch import Tokens, pack
 from lorachains.decisions import MODES, one_expert, soft_weights, straight_through
@@ -189,7 +190,7 @@ def test_the_last_prompt_token_tells_the_first_block_nothing(pool: str, knows: b
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_what_the_base_reads_is_the_same_whoever_serves_a_text(arch: str) -> None:
     """So that routers decide in use by what they have learned from, and go on to when an expert is trained on."""
-    mixture = mixture_of(arch)
+    mixture = mixture_of(arch, reads="base")
     texts = texts_of((9, 2), (5, 4), (30, 1))
     read = []
     for owners in ([0, 1, 2], [2, 2, 0]):
@@ -202,6 +203,21 @@ def test_what_the_base_reads_is_the_same_whoever_serves_a_text(arch: str) -> Non
     randomise(mixture.chain, seed=5)
     again = mixture.features([text.input_ids[: -len(text.answer)] for text in texts], [0, 0, 0])
     torch.testing.assert_close(again, read[0], rtol=tolerance(mixture), atol=tolerance(mixture))
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_a_pass_that_is_tried_out_on_the_way_changes_nothing(reads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that by which it is found out whether the model ends in its head, where there are many answers."""
+    batch = pack(texts_of((9, 2), (5, 4), (30, 1), (17, 12)), [2, 0, 1, 0], experts=3)
+    found = []
+    for chunk in (3, 1000):
+        monkeypatch.setattr(scoring, "CHUNK", chunk)
+        mixture = mixture_of("llama", reads=reads)
+        with mixture.training(batch, "soft") as (_, pooled):
+            losses = answer_losses(mixture.model, batch)
+        assert len(pooled) == len(mixture.blocks)
+        found.append(torch.autograd.grad(losses.sum(), mixture.routers.rows)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
 
 def test_another_reader_is_refused() -> None:

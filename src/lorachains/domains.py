@@ -34,7 +34,8 @@ class Routes:
         """`router/…`: the share of texts whose expert is that of their domain, and of those for each domain.
 
         Also of each block by itself ("block/0" is the first), of the vote, and the blocks' `agreement` with it. Where
-        blocks decide by themselves, `router/accuracy` is the mean over blocks. All of the free-running pass.
+        blocks decide by themselves, `router/accuracy` is the mean over blocks. All of the pass that decides, which is
+        told no label.
         """
         if not self._labels:
             return {}

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lorachains.bank import bare
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
-from lorachains.blocks import Blocks, See
+from lorachains.blocks import Blocks
 from lorachains.chain import Chain
 from lorachains.decisions import (
     check_decision,
@@ -68,7 +68,7 @@ class Mixture:
 
     def __init__(
         self, chain: Chain, pool: str = "mean_rms", mode: str = "vote", top_k: int | None = None, shared: bool = True,
-        voters: Sequence[int] | None = None, reads: str = "base",
+        voters: Sequence[int] | None = None, reads: str = "experts",
     ):  # fmt: skip
         check_decision(mode, top_k, chain.experts)
         if reads not in READS:
@@ -100,7 +100,7 @@ class Mixture:
         prompts, bounds = self.prompts(batch)
         some_unlabelled = len(batch.loads) > self.chain.experts
         apart = way != "label" or some_unlabelled
-        pooled: list[Tensor] = []
+        pooled = [torch.empty(0)] * len(self.blocks)
 
         def follow(block: int) -> None:
             found = pooled[block] @ self.routers.weight[block].mT
@@ -113,17 +113,18 @@ class Mixture:
             self.blocks.routings[block].route = SoftRoute(weights.view(rows, -1, weights.shape[-1]))
 
         def see(block: int, x: Tensor) -> None:
-            pooled.append(self.routers.pooled(x, prompts))
+            pooled[block] = self.routers.pooled(x, prompts)
             if apart:
                 follow(block)
 
         with ExitStack() as within:
             if self.reads == "base":
-                pooled += self._known(batch) or self._read_by_base(batch, prompts)
+                pooled[:] = self._known(batch) or self._read_by_base(batch, prompts)
             else:
                 within.enter_context(self.blocks.watched(see))
             if apart:
                 within.enter_context(self.blocks.routed())
+            if apart and self.reads == "base":
                 for block in range(len(pooled)):
                     follow(block)
             yield prompts, pooled
@@ -136,8 +137,6 @@ class Mixture:
     def know(self, prompts: Sequence[Sequence[int]], pad: int = 0) -> None:
         """Keeps what all routers read of each prompt by the base, which is the same whenever the prompt is read, for
         batches with numbers; unless that takes more than a part (`ROOM`) of a GPU's free memory.
-
-        The model is to be in evaluation mode.
         """
         if self.known is None and self._has_room(len(prompts)):
             parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
@@ -163,14 +162,22 @@ class Mixture:
 
     @torch.no_grad()
     def _read_by_base(self, batch: TokenBatch, prompts: Prompts) -> list[Tensor]:
-        """What each block's router reads of each text, `(texts, hidden)`, where no expert serves any."""
-        pooled: list[Tensor] = []
-        with bare(self.chain.banks.values()), self.blocks.watched(self._noting(pooled, prompts)):
-            pass_over(self.model, batch)
-        return pooled
+        """What each block's router reads of each text, `(texts, hidden)`, where no expert serves any.
 
-    def _noting(self, pooled: list[Tensor], prompts: Prompts) -> See:
-        return lambda _, x: pooled.append(self.routers.pooled(x, prompts))
+        In evaluation mode, as where it decides.
+        """
+        pooled, training = [torch.empty(0)] * len(self.blocks), self.model.training
+
+        def see(block: int, x: Tensor) -> None:
+            pooled[block] = self.routers.pooled(x, prompts)
+
+        self.model.eval()
+        try:
+            with bare(self.chain.banks.values()), self.blocks.watched(see):
+                pass_over(self.model, batch)
+        finally:
+            self.model.train(training)
+        return pooled
 
     def _weights(
         self, logits: Float[Tensor, "texts experts"], prompts: Prompts, way: Training

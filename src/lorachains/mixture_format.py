@@ -37,6 +37,7 @@ class About:
         names: the experts', one a domain.
         base, base_fingerprint: the model under them.
         pool, decision, top_k, shared, voters, reads: see `Mixture`; the pool "token" is MoE-LoRA's, which reads none.
+            `reads` is "experts" in files from before there was a choice.
         template: how a user's request becomes a prompt, with `{instruction}` in its place.
         max_length: tokens of a prompt; a longer one loses its beginning.
         stop: what ends an answer; `None` for the end-of-sequence token alone.
@@ -141,7 +142,8 @@ def put_weight(mixture: Mixture, weight: Float[Tensor, "blocks experts hidden"],
 def write_card(folder: Path, about: About, metrics: Mapping[str, Any]) -> None:
     """Writes `README.md`: the base, the domains, and each domain's figures."""
     lines = ["# Mixture of LoRAs", "", f"- base: {about.base} (weights {about.base_fingerprint})"]
-    lines += [f"- experts: {', '.join(about.names)}", f"- decision: {about.decision}, routers read: {about.pool}", ""]
+    read = f"{about.pool} ({about.reads})"
+    lines += [f"- experts: {', '.join(about.names)}", f"- decision: {about.decision}, routers read: {read}", ""]
     lines += ["| domain | perplexity by label | routed | router accuracy |", "|---|---|---|---|"]
     for name in about.names:
         keys = (f"test/oracle/{name}/perplexity", f"test/routed/{name}/perplexity", f"test/router/{name}/accuracy")

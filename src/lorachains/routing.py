@@ -47,7 +47,8 @@ Route = HardRoute | SoftRoute | None
 class Routing:
     """Holds the route of the forward pass under way; shared by all banks that follow the same route.
 
-    It stays set until the next one is, because activation checkpointing runs a layer's forward again in the backward.
+    The shared one stays set until the next one is, because activation checkpointing runs a layer's forward again in the
+    backward; blocks' own are forgotten after their pass (`blocks`).
     """
 
     route: Route = None

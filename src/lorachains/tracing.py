@@ -58,12 +58,17 @@ def _watched(model: PreTrainedModel, found: Trace) -> Iterator[Callable[[], None
         again = True
 
     def begin(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not torch.is_grad_enabled():  # what is read without training, once for all epochs (`mixture`)
+            return
         found.linear.append(LinearCall(layer, layer is head, args[0].requires_grad, again))
 
     def end(layer: nn.Module, args: Any, output: Tensor) -> None:
-        found.linear[-1].ended = True
+        if torch.is_grad_enabled():
+            found.linear[-1].ended = True
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return packed_attention(module, query, key, value, *args, **kwargs)
         heads, width = query.shape[1], query.shape[-1]
         flows = (query.requires_grad, key.requires_grad, value.requires_grad)
         window = kwargs.get("sliding_window")
@@ -71,6 +76,8 @@ def _watched(model: PreTrainedModel, found: Trace) -> Iterator[Callable[[], None
         return packed_attention(module, query, key, value, *args, **kwargs)
 
     def attend_padded(layer: nn.Module, args: Any, output: Tensor) -> None:
+        if not torch.is_grad_enabled():
+            return
         width = model.config.hidden_size
         found.attention.append(AttentionCall(width, width, None, (output.requires_grad,) * 3, again))
 

@@ -55,7 +55,7 @@ def alone(folder: Path, text: str, most: int) -> str:
 @pytest.mark.parametrize("decision", ["vote", "first", "last", "argmax", "soft"])
 def test_the_route_is_what_the_routers_say(decision: str, runs: Path) -> None:
     own = base()
-    mixture, _ = attach_mixture(own, runs / "moa" / "adapters", decision)  # soft: later blocks read other states
+    mixture, _ = attach_mixture(own, runs / "moa" / "adapters", decision)
     logits = mixture.logits([prompt_tokens(own.tokenizer, text, 128).input_ids for text in TEXTS])
     for i, choice in enumerate(loaded(runs / "moa", decision=decision).select(TEXTS, batch_size=2)):
         assert choice.route is not None

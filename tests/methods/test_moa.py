@@ -8,16 +8,18 @@ import lightning as L
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from safetensors.torch import load_file
 
 from lorachains.batch import TokenBatch
 from lorachains.errors import LorachainsError
+from lorachains.jobs import stack
 from lorachains.methods import Lora, Moa
 from lorachains.mixture import READS, Mixture
 from lorachains.run_folder import RunFolder
 from tests.adapters import randomise
 from tests.methods.test_resume import stopped_and_resumed
-from tests.runs import Log, fit, language_model, make_data, make_method, run, same
+from tests.runs import Log, fit, language_model, make_data, make_method, run, same, settings
 
 TASKS = ["one", "two", "free"]
 NAMES = "method.names=[one,two,free]"
@@ -158,6 +160,26 @@ def test_what_the_base_has_read_once_is_not_read_again(
     for key in ("train/router/two", "train/lm/free", "val/router/voted"):
         assert len(logs[0].of(key)) > 2
         assert logs[0].of(key) == pytest.approx(logs[1].of(key), rel=1e-9)
+
+
+def test_what_is_read_once_is_no_steps_cost(tmp_path: Path) -> None:
+    """The products of stage 2 are those of its answers, whether training begins in it or goes on there."""
+    flops = []
+    for i, eta in enumerate((1, 0)):
+        run(tmp_path / str(i), "method=moa", NAMES, "method.stage1_epochs=0", f"method.eta={eta}",
+            "trainer.max_epochs=1", data=DATA)  # fmt: skip
+        metrics = json.loads((tmp_path / str(i) / "metrics.json").read_text())
+        flops.append({key: value for key, value in metrics.items() if key.endswith("/flops")})
+    assert flops[0] == flops[1]
+    assert len(flops[0]) == 4
+
+
+def test_a_config_from_before_there_was_a_choice_has_experts_that_read() -> None:
+    cfg = settings("method=moa", NAMES)
+    del cfg.method.reads
+    method = stack([instantiate(cfg.method, _partial_=True)], language_model("llama", torch.float32))
+    assert isinstance(method, Moa)
+    assert method.mixture.reads == "experts"
 
 
 def test_routers_have_a_learning_rate_and_a_norm_of_their_own() -> None:

@@ -10,7 +10,7 @@ What the paper leaves open is an option, with these defaults. In stage 2 each te
 alone. By the routers' own decisions ("straight_through", "soft") an expert is also trained on what was misrouted to it,
 and L_LM trains the routers, at the price of all experts' products for each token. What routers read is made by the base
 alone (`reads="base"`, see `mixture`): once for all epochs of stage 2, since it is always the same, unless that takes
-too much of a GPU's memory; then by a pass over the prompts in each step, which takes no gradient. If the experts read
+too much of a GPU's memory; then by a pass over the texts in each step, which takes no gradient. If the experts read
 ("experts"), the label's expert makes what later blocks' routers learn from, which gives the label away: with SmolLM2
 and eight domains all blocks then followed the first one, and 89 % of texts went right.
 
@@ -159,9 +159,7 @@ class Moa(LoraContinued, Routed):
             [run] = self.data.runs
             every = run.rows("train")
             self._number = {id(row): number for number, row in enumerate(every)}
-            self.model.eval()  # as where it decides
             self.mixture.know([prompt_of(row) for row in every], padding_token(self.base.tokenizer))
-            self.model.train()
         return [self._number[id(row)] for row in rows]
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:

@@ -32,7 +32,8 @@ class Routed(Lora):
         voters: the blocks whose routers vote, where not all do: the first ones have seen little of a text.
         share_router: whether a block's attention and feed-forward network share a router, as the paper advises: the
             voters are then fewer, and see what the block sees. Not shared, they aren't compiled.
-        reads: who reads a prompt while routers decide, "base" or "experts", see `mixture`.
+        reads: who reads a prompt while routers decide, "base" or "experts", see `mixture`. Runs from before there was a
+            choice have experts that read.
         others: see `Lora`.
 
     Raises:
@@ -42,7 +43,7 @@ class Routed(Lora):
     def __init__(
         self, *, names: Sequence[str], experts: str | Mapping[str, str] | None = None,
         router_lr: float | None = None, pool: str = "mean_rms", decision: str = "vote", top_k: int | None = None,
-        voters: Sequence[int] | None = None, share_router: bool = True, reads: str = "base", **kwargs: Any,
+        voters: Sequence[int] | None = None, share_router: bool = True, reads: str = "experts", **kwargs: Any,
     ):  # fmt: skip
         super().__init__(names=names, **kwargs)
         if len(self.names) < 2:
@@ -172,7 +173,7 @@ class Routed(Lora):
 def check_not_recomputed(model: PreTrainedModel, what: str) -> None:
     """Raises a LorachainsError if activations are recomputed in the backward pass."""
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise LorachainsError(f"{what} decides within the pass that model.checkpointing repeats: set that to false")
+        raise LorachainsError(f"{what} routes within the pass that model.checkpointing repeats: set that to false")
 
 
 def _folders(experts: str | Mapping[str, str], names: Sequence[str]) -> list[Path]:
