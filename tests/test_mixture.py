@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorachains import scoring
 from lorachains.bank import bare
+from lorachains.base_reader import BaseReader
 from lorachains.batch import Tokens, pack
 from lorachains.decisions import MODES, one_expert, soft_weights, straight_through
 from lorachains.errors import LorachainsError
@@ -218,6 +219,20 @@ def test_a_pass_that_is_tried_out_on_the_way_changes_nothing(reads: str, monkeyp
         assert len(pooled) == len(mixture.blocks)
         found.append(torch.autograd.grad(losses.sum(), mixture.routers.rows)[0])
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["llama", "bloom"])
+@pytest.mark.parametrize("room", [True, False])
+def test_what_was_read_once_is_kept_where_there_is_room(room: bool, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture, texts = mixture_of(arch, reads="base"), texts_of((9, 2), (5, 4), (30, 1))
+    batch = pack(texts, [2, 0, 2], experts=3).numbered([1, 2, 0])
+    with mixture.training(batch, "label") as (prompts, read):
+        expected = torch.stack(read)[:, prompts.there]
+    monkeypatch.setattr(BaseReader, "_has_room", lambda *_: room)
+    mixture.by_base.keep([texts[i].input_ids[: -len(texts[i].answer)] for i in (2, 0, 1)])
+    assert (mixture.by_base.known is not None) == room
+    with mixture.training(batch, "label") as (_, read):
+        torch.testing.assert_close(torch.stack(read)[:, prompts.there], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_another_reader_is_refused() -> None:

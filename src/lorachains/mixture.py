@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lorachains.bank import bare
+from lorachains.base_reader import BaseReader, asked, prompts_in
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.blocks import Blocks
 from lorachains.chain import Chain
@@ -37,7 +37,7 @@ from lorachains.decisions import (
 from lorachains.errors import LorachainsError
 from lorachains.generation import Generator, Sampling
 from lorachains.packing import hard_route, packs
-from lorachains.routers import Prompts, Routers, padded_prompts, stream_prompts
+from lorachains.routers import Prompts, Routers
 from lorachains.routing import HardRoute, Route, SoftRoute
 from lorachains.scoring import answer_losses, mean_per_group, pass_over
 
@@ -46,8 +46,6 @@ Training = Literal["label", "straight_through", "soft", "argmax"]
 last."""
 READS = ("base", "experts")
 """Who reads a prompt while routers decide."""
-BATCH, ROOM = 64, 0.25
-"""So many prompts are read at once, and such a part of the memory that is free what was read may take."""
 
 
 class Mixture:
@@ -80,12 +78,8 @@ class Mixture:
         self.voters = None if voters is None else list(voters)
         dtype = next(iter(chain.banks.values())).lora_A.dtype
         hidden = chain.model.config.get_text_config().hidden_size
-        self.known: Float[Tensor, "texts blocks hidden"] | None = None
         self.routers = Routers(chain.experts, len(self.blocks), hidden, pool, dtype).to(chain.device)
-
-    def prompts(self, batch: TokenBatch) -> tuple[Prompts, Int64[Tensor, " bounds"]]:
-        """Where the batch's prompts are, in the layout in which the model reads it, and the bounds of its texts."""
-        return stream_prompts(batch) if packs(self.model) else padded_prompts(batch)
+        self.by_base = BaseReader(chain, self.blocks, self.routers)
 
     @contextmanager
     def training(
@@ -97,7 +91,7 @@ class Mixture:
             way: of texts with a label.
             unlabelled: of those of no expert (`batch.adapters`), not by the label.
         """
-        prompts, bounds = self.prompts(batch)
+        prompts, bounds = prompts_in(self.model, batch)
         some_unlabelled = len(batch.loads) > self.chain.experts
         apart = way != "label" or some_unlabelled
         pooled = [torch.empty(0)] * len(self.blocks)
@@ -119,7 +113,7 @@ class Mixture:
 
         with ExitStack() as within:
             if self.reads == "base":
-                pooled[:] = self._known(batch) or self._read_by_base(batch, prompts)
+                pooled[:] = self.by_base(batch, prompts)
             else:
                 within.enter_context(self.blocks.watched(see))
             if apart:
@@ -128,56 +122,6 @@ class Mixture:
                 for block in range(len(pooled)):
                     follow(block)
             yield prompts, pooled
-
-    def _known(self, batch: TokenBatch) -> list[Tensor]:
-        """What is known of that beforehand, by the numbers that the batch brings along."""
-        numbers = batch.numbers if packs(self.model) else batch.padded().numbers
-        return [] if self.known is None or numbers is None else list(self.known[numbers].unbind(1))
-
-    def know(self, prompts: Sequence[Sequence[int]], pad: int = 0) -> None:
-        """Keeps what all routers read of each prompt by the base, which is the same whenever the prompt is read, for
-        batches with numbers; unless that takes more than a part (`ROOM`) of a GPU's free memory.
-        """
-        if self.known is None and self._has_room(len(prompts)):
-            parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-            with torch.compiler.set_stance("force_eager"):
-                read = [torch.stack(self._read_by_base(*self._asked(part, pad)), 1) for part in parts]
-            self.known = torch.cat(read)
-
-    def _has_room(self, texts: int) -> bool:
-        if self.chain.device.type != "cuda":
-            return True
-        free, _ = torch.cuda.mem_get_info(self.chain.device)
-        return texts * self.routers.rows[0].nbytes <= ROOM * free
-
-    def _asked(self, prompts: Sequence[Sequence[int]], pad: int) -> tuple[TokenBatch, Prompts]:
-        """A batch of prompts, and where they are in it, in their order."""
-        texts = [Tokens([*prompt, pad], [IGNORED] * len(prompt) + [pad]) for prompt in prompts]
-        batch = pack(texts, range(len(texts)), pad).to(self.chain.device)
-        where, _ = self.prompts(batch)
-        if packs(self.model):
-            index = torch.tensor(batch.texts, device=self.chain.device)
-            where = Prompts(where.inside[index], where.last[index], where.owner[index])
-        return batch, where
-
-    @torch.no_grad()
-    def _read_by_base(self, batch: TokenBatch, prompts: Prompts) -> list[Tensor]:
-        """What each block's router reads of each text, `(texts, hidden)`, where no expert serves any.
-
-        In evaluation mode, as where it decides.
-        """
-        pooled, training = [torch.empty(0)] * len(self.blocks), self.model.training
-
-        def see(block: int, x: Tensor) -> None:
-            pooled[block] = self.routers.pooled(x, prompts)
-
-        self.model.eval()
-        try:
-            with bare(self.chain.banks.values()), self.blocks.watched(see):
-                pass_over(self.model, batch)
-        finally:
-            self.model.train(training)
-        return pooled
 
     def _weights(
         self, logits: Float[Tensor, "texts experts"], prompts: Prompts, way: Training
@@ -215,10 +159,10 @@ class Mixture:
             prompts: token ids; none is empty.
             pad: a token that fills up blocks.
         """
-        batch, where = self._asked(prompts, pad)
+        batch, where = asked(self.chain, prompts, pad)
         with torch.compiler.set_stance("force_eager"):
             if self.reads == "base":
-                return self.routers.logits(torch.stack(self._read_by_base(batch, where)))
+                return self.routers.logits(torch.stack(self.by_base(batch, where)))
             return self._logits_on_the_way(batch, where)
 
     def _logits_on_the_way(self, batch: TokenBatch, where: Prompts) -> Float[Tensor, "blocks texts experts"]:

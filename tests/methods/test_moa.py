@@ -11,11 +11,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from safetensors.torch import load_file
 
+from lorachains.base_reader import BaseReader
 from lorachains.batch import TokenBatch
 from lorachains.errors import LorachainsError
 from lorachains.jobs import stack
 from lorachains.methods import Lora, Moa
-from lorachains.mixture import READS, Mixture
+from lorachains.mixture import READS
 from lorachains.run_folder import RunFolder
 from tests.adapters import randomise
 from tests.methods.test_resume import stopped_and_resumed
@@ -142,13 +143,13 @@ def test_what_the_base_has_read_once_is_not_read_again(
 ) -> None:
     """The run is the one that reads in each step. The first batches may have been made before stage 2 began."""
     logs, read = [], [0, 0]
-    reading = Mixture._read_by_base
+    reading = BaseReader.read
 
     def counting(*args: Any) -> Any:
         read[-1] += 1
         return reading(*args)
 
-    monkeypatch.setattr(Mixture, "_read_by_base", counting)
+    monkeypatch.setattr(BaseReader, "read", counting)
     for known in (True, False):
         if not known:
             read.append(0)

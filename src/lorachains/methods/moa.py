@@ -159,7 +159,7 @@ class Moa(LoraContinued, Routed):
             [run] = self.data.runs
             every = run.rows("train")
             self._number = {id(row): number for number, row in enumerate(every)}
-            self.mixture.know([prompt_of(row) for row in every], padding_token(self.base.tokenizer))
+            self.mixture.by_base.keep([prompt_of(row) for row in every], padding_token(self.base.tokenizer))
         return [self._number[id(row)] for row in rows]
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:

@@ -1,0 +1,97 @@
+"""What the routers of a mixture read of prompts that no expert serves.
+
+The base is frozen, so that a prompt is always read alike: what was read of the training prompts once serves all epochs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lorachains.bank import bare
+from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
+from lorachains.blocks import Blocks
+from lorachains.chain import Chain
+from lorachains.packing import packs
+from lorachains.routers import Prompts, Routers, padded_prompts, stream_prompts
+from lorachains.scoring import pass_over
+
+BATCH, ROOM = 64, 0.25
+"""So many prompts are read at once, and such a part of the memory that is free what was read may take."""
+
+
+class BaseReader:
+    """Has the base read prompts, and keeps what it read of those that come again.
+
+    Args:
+        chain: the experts over the base.
+        blocks, routers: the mixture's.
+
+    Attributes:
+        known: what the routers read of each prompt that is kept; `None` if none is.
+    """
+
+    def __init__(self, chain: Chain, blocks: Blocks, routers: Routers):
+        self.chain, self.blocks, self.routers = chain, blocks, routers
+        self.known: Float[Tensor, "texts blocks hidden"] | None = None
+
+    def __call__(self, batch: TokenBatch, prompts: Prompts) -> list[Tensor]:
+        """What each block's router reads of each text, `(texts, hidden)`: kept, for a batch with numbers, or read."""
+        numbers = batch.numbers if packs(self.chain.model) else batch.padded().numbers
+        if self.known is None or numbers is None:
+            return self.read(batch, prompts)
+        return list(self.known[numbers].unbind(1))
+
+    @torch.no_grad()
+    def read(self, batch: TokenBatch, prompts: Prompts) -> list[Tensor]:
+        """What each block's router reads of each text, `(texts, hidden)`. In evaluation mode, as where it decides."""
+        pooled, training = [torch.empty(0)] * len(self.blocks), self.chain.model.training
+
+        def see(block: int, x: Tensor) -> None:
+            pooled[block] = self.routers.pooled(x, prompts)
+
+        self.chain.model.eval()
+        try:
+            with bare(self.chain.banks.values()), self.blocks.watched(see):
+                pass_over(self.chain.model, batch)
+        finally:
+            self.chain.model.train(training)
+        return pooled
+
+    def keep(self, prompts: Sequence[Sequence[int]], pad: int = 0) -> None:
+        """Reads prompts and keeps that, by their numbers here; unless it takes more than a part (`ROOM`) of a GPU's
+        free memory.
+
+        Args:
+            prompts: token ids; none is empty.
+            pad: a token that fills up blocks.
+        """
+        if self.known is None and self._has_room(len(prompts)):
+            parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+            with torch.compiler.set_stance("force_eager"):
+                read = [torch.stack(self.read(*asked(self.chain, part, pad)), 1) for part in parts]
+            self.known = torch.cat(read)
+
+    def _has_room(self, texts: int) -> bool:
+        if self.chain.device.type != "cuda":
+            return True
+        free, _ = torch.cuda.mem_get_info(self.chain.device)
+        return texts * self.routers.rows[0].nbytes <= ROOM * free
+
+
+def prompts_in(model: PreTrainedModel, batch: TokenBatch) -> tuple[Prompts, Int64[Tensor, " bounds"]]:
+    """Where a batch's prompts are, in the layout in which the model reads it, and the bounds of its texts."""
+    return stream_prompts(batch) if packs(model) else padded_prompts(batch)
+
+
+def asked(chain: Chain, prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[TokenBatch, Prompts]:
+    """A batch of prompts, each an adapter's own, and where they are in it, in their order."""
+    texts = [Tokens([*prompt, pad], [IGNORED] * len(prompt) + [pad]) for prompt in prompts]
+    batch = pack(texts, range(len(texts)), pad).to(chain.device)
+    where, _ = prompts_in(chain.model, batch)
+    if packs(chain.model):
+        index = torch.tensor(batch.texts, device=chain.device)
+        where = Prompts(where.inside[index], where.last[index], where.owner[index])
+    return batch, where
