@@ -223,7 +223,9 @@ def test_a_pass_that_is_tried_out_on_the_way_changes_nothing(reads: str, monkeyp
 
 @pytest.mark.parametrize("arch", ["llama", "bloom"])
 @pytest.mark.parametrize("room", [True, False])
-def test_what_was_read_once_is_kept_where_there_is_room(room: bool, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_read_once_is_kept_where_there_is_room(
+    room: bool, arch: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     mixture, texts = mixture_of(arch, reads="base"), texts_of((9, 2), (5, 4), (30, 1))
     batch = pack(texts, [2, 0, 2], experts=3).numbered([1, 2, 0])
     with mixture.training(batch, "label") as (prompts, read):
@@ -231,6 +233,7 @@ def test_what_was_read_once_is_kept_where_there_is_room(room: bool, arch: str, m
     monkeypatch.setattr(BaseReader, "_has_room", lambda *_: room)
     mixture.by_base.keep([texts[i].input_ids[: -len(texts[i].answer)] for i in (2, 0, 1)])
     assert (mixture.by_base.known is not None) == room
+    assert ("isn't kept, for lack of memory" in caplog.text) != room
     with mixture.training(batch, "label") as (_, read):
         torch.testing.assert_close(torch.stack(read)[:, prompts.there], expected, rtol=1e-5, atol=1e-5)
 

@@ -3,6 +3,7 @@
 The base is frozen, so that a prompt is always read alike: what was read of the training prompts once serves all epochs.
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,8 @@ from lorachains.chain import Chain
 from lorachains.packing import packs
 from lorachains.routers import Prompts, Routers, padded_prompts, stream_prompts
 from lorachains.scoring import pass_over
+
+log = logging.getLogger(__name__)
 
 BATCH, ROOM = 64, 0.25
 """So many prompts are read at once, and such a part of the memory that is free what was read may take."""
@@ -68,11 +71,15 @@ class BaseReader:
             prompts: token ids; none is empty.
             pad: a token that fills up blocks.
         """
-        if self.known is None and self._has_room(len(prompts)):
-            parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-            with torch.compiler.set_stance("force_eager"):
-                read = [torch.stack(self.read(*asked(self.chain, part, pad)), 1) for part in parts]
-            self.known = torch.cat(read)
+        if self.known is not None:
+            return
+        if not self._has_room(len(prompts)):
+            log.warning("what the base reads of prompts isn't kept, for lack of memory: it is read in each step")
+            return
+        parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+        with torch.compiler.set_stance("force_eager"):
+            read = [torch.stack(self.read(*asked(self.chain, part, pad)), 1) for part in parts]
+        self.known = torch.cat(read)
 
     def _has_room(self, texts: int) -> bool:
         if self.chain.device.type != "cuda":
