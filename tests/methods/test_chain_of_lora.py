@@ -21,9 +21,9 @@ SHORT_PROMPT = r"method.task_prompt='{instruction} Task:'"
 SMALL: dict[str, Any] = {"train_size": 9, "val_size": 3, "test_size": 4, "max_length": 128}
 
 
-def chain(**fields: Any) -> ChainOfLora:
+def chain(*overrides: str, **fields: Any) -> ChainOfLora:
     base = language_model(dtype=torch.float64)
-    made = any_method("method=chain_of_lora", base=base, **{"names": TASKS, **fields})
+    made = any_method("method=chain_of_lora", *overrides, base=base, **{"names": TASKS, **fields})
     assert isinstance(made, ChainOfLora)
     return made
 
@@ -48,6 +48,20 @@ def test_each_adapter_trains_as_if_alone(trainer: list[str]) -> None:
             for name in ("lora_A", "lora_B"):
                 ours, theirs = getattr(bank, name)[expert], getattr(single.chain.banks[layer], name)[0]
                 assert (ours - theirs).norm() <= 1e-8 * theirs.norm()
+
+
+def test_the_selector_has_a_learning_rate_of_its_own() -> None:
+    """Beside it the experts train at theirs: each adapter is what it is in a chain whose rate is its own."""
+    own, selectors, experts = chain(selector_lr=3e-3), chain("optim.lr=3e-3"), chain()
+    data = own.reads(RunsDataModule([make_data(own.base, tasks=TASKS)]))
+    for made in (own, selectors, experts):
+        fit(made, "trainer.max_epochs=1", module=data)
+    for layer, bank in own.chain.banks.items():
+        for name in ("lora_A", "lora_B"):
+            ours = getattr(bank, name)
+            assert torch.equal(ours[0], getattr(selectors.chain.banks[layer], name)[0])
+            assert torch.equal(ours[1:], getattr(experts.chain.banks[layer], name)[1:])
+            assert not torch.equal(ours[0], getattr(experts.chain.banks[layer], name)[0])
 
 
 def test_the_selectors_epoch_is_as_long_as_the_longest_experts() -> None:
@@ -153,6 +167,8 @@ def test_chains_of_several_seeds_are_trained_side_by_side(tmp_path: Path) -> Non
         (["+method.task_names.other=x"], "names other: the tasks are one, few, free"),
         (["method.names=[one,other,free]"], "the data's tasks are ['one', 'few', 'free']: give these alike"),
         (["method.selector_batch_size=0"], "method.selector_batch_size is 0"),
+        (["method.selector_lr=0"], "method.selector_lr is 0: give a learning rate above 0"),
+        (["method.selector_lr=1e-3", "optim.lr=[1e-3,1e-3,1e-3,1e-3]"], "optim.lr gives each adapter a rate"),
         (["method.start=/nowhere"], "holds no chain: chain.json is missing"),
     ],
 )

@@ -7,6 +7,7 @@ that it would be alone. Each is kept at its own best epoch.
 The paper trains "the two separately" (§II-B) and gives no hyper-parameters; that is the same for every adapter.
 """
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -46,6 +47,7 @@ class ChainOfLora(Lora):
         task_names: task to the name by which the selector knows it, where that isn't the task's own.
         selector_batch_size: rows of the selector's batches; `None` for so many that its epoch has as many batches as
             the longest expert's.
+        selector_lr: the selector's peak learning rate, with the schedule of the experts'; `None` for theirs.
         decoys: the share of the selector's training rows that say what task they are of, at random: see `Decoys`.
         selection, threshold, fallback, activated: see `ChainFile`.
         start: the run folder of a finished chain: its experts are taken over, but for those in `train`.
@@ -59,10 +61,10 @@ class ChainOfLora(Lora):
     def __init__(
         self, base: LanguageModel, adapter: LoraConfig | Sequence[LoraConfig], optim: Optim | Sequence[Optim],
         seed: int | Sequence[int], names: Sequence[str], task_prompt: str, task_names: Mapping[str, str] | None = None,
-        selector_batch_size: int | None = None, decoys: float = 0.0, select: str = "metric",
-        selection: str = "exact", threshold: float = 0.0, fallback: str = BASE, activated: str = "none",
-        start: str | None = None, train: Sequence[str] | None = None, start_from: str | None = None,
-        start_links: int | None = None,
+        selector_batch_size: int | None = None, selector_lr: float | None = None, decoys: float = 0.0,
+        select: str = "metric", selection: str = "exact", threshold: float = 0.0, fallback: str = BASE,
+        activated: str = "none", start: str | None = None, train: Sequence[str] | None = None,
+        start_from: str | None = None, start_links: int | None = None,
     ):  # fmt: skip
         train = [train] if isinstance(train, str) else train
         self.question = question_of(names, task_prompt, task_names)
@@ -71,6 +73,9 @@ class ChainOfLora(Lora):
         check_activated(activated, task_prompt)
         if selector_batch_size is not None:
             positive("method.selector_batch_size", selector_batch_size)
+        if selector_lr is not None:
+            optims = [optim] if isinstance(optim, Optim) else optim
+            optim = [_with_selectors(recipe, selector_lr, len(names)) for recipe in optims]
         super().__init__(base, adapter, optim, seed, [SELECTOR, *names], select, start_from, start_links)
         self.decoys = decoys
         self.tasks, self.selector_batch_size = list(names), selector_batch_size
@@ -187,6 +192,18 @@ class ChainOfLora(Lora):
         if kept.resolve() != path.resolve():
             shutil.copytree(kept, path, dirs_exist_ok=True)
         return read_config(path).r
+
+
+def _with_selectors(recipe: Optim, selector_lr: float, experts: int) -> Optim:
+    """A run's optimizer recipe with a learning rate of the selector's own."""
+    if not (isinstance(selector_lr, int | float) and 0 < selector_lr < math.inf):
+        raise LorachainsError(f"method.selector_lr is {selector_lr!r}: give a learning rate above 0, or null")
+    if len(recipe.peak()) > 1:
+        raise LorachainsError(
+            f"method.selector_lr is {selector_lr}, but optim.lr gives each adapter a rate, the selector the first: "
+            "give one for all experts, or no method.selector_lr"
+        )
+    return replace(recipe, lr=[selector_lr, *recipe.peak() * experts])
 
 
 def _check(tasks: Sequence[str], train: Sequence[str] | None, start: str | None) -> None:
