@@ -14,7 +14,7 @@ too much of a GPU's memory; then by a pass over the texts in each step, which ta
 ("experts"), the label's expert makes what later blocks' routers learn from, which gives the label away: with SmolLM2
 and eight domains all blocks then followed the first one, and 89 % of texts went right.
 
-η is 1 and the routers' learning rate 1e-2: a router is a linear function of numbers of the size 1, and begins at zero.
+η is 1 and the routers' learning rate 1e-1: a router is a linear function of numbers of the size 1, and begins at zero.
 With an optimizer such as Adam, whose step doesn't depend on the gradient's size, η hardly changes what the routers
 learn; if the experts read, it does change these, since the cross-entropy reaches the experts of the blocks below.
 
