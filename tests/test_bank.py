@@ -8,11 +8,12 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from lorachains import routing
 from lorachains.bank import LoraBank
 from lorachains.chain import Chain
 from lorachains.errors import LorachainsError
 from lorachains.merging import why_not_mergeable
-from lorachains.routing import HardRoute, Routing, SoftRoute
+from lorachains.routing import HardRoute, Routing, SoftRoute, lora_delta
 from tests.adapters import (
     ARCH_AND_FIELDS,
     BIAS,
@@ -66,13 +67,17 @@ def test_one_adapter_is_pefts(arch: str, dtype: torch.dtype, fields: dict[str, A
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_mixed_batch_is_separate_peft_forwards(arch: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("joint", [False, True], ids=["apart", "joint"])
+def test_mixed_batch_is_separate_peft_forwards(
+    arch: str, dtype: torch.dtype, joint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "_as_one", lambda x, a: True)  # as on a GPU
     model = tiny_model(arch, dtype).eval()
     base = copy.deepcopy(model)
     chain = Chain(model, config(arch), seeds=[0, 1, 2])
     randomise(chain)
     x, index = inputs(5), torch.tensor([2, 0, 1, 2, 0])
-    chain.route = HardRoute(index)
+    chain.route = HardRoute(index, joint=joint)
     mixed = model(x).logits
     mixed.square().sum().backward()
     for expert in range(3):
@@ -83,6 +88,26 @@ def test_mixed_batch_is_separate_peft_forwards(arch: str, dtype: torch.dtype) ->
         for name, gradient in peft_gradients(twin).items():
             layer, _, key = name.rpartition(".")
             assert close(getattr(chain.banks[layer], key).grad[expert], gradient), name
+
+
+@pytest.mark.parametrize("seq", [6, 1])
+def test_ranks_as_one_are_each_rows_own(seq: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product and its gradients, of rows and of a stream, with tokens that no adapter serves; what overflows in an
+    adapter that serves no row isn't seen."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(4 * seq, 10), (3, 2, 10), (3, 7, 2), (3, 2)]
+    x, a, b, scale = (torch.randn(*s, generator=draw, dtype=torch.float64).requires_grad_() for s in sizes)
+    index, active = torch.tensor([2, 0, 0, 2]), torch.rand(4 * seq, generator=draw) > 0.3
+    with torch.no_grad():
+        a[1] = 1e308
+    found = []
+    for as_one in (False, True):
+        monkeypatch.setattr(routing, "_as_one", lambda x, a, as_one=as_one: as_one)
+        delta = lora_delta(x, a, b, scale, HardRoute(index, None, active, joint=True))
+        found.append((delta, *torch.autograd.grad(delta.square().sum(), (x, a, b, scale))))
+        assert not delta[~active].any()
+    for apart, together in zip(*found, strict=True):
+        assert close(together, apart)
 
 
 @pytest.mark.parametrize("arch", ["llama", "opt", "gpt2"])

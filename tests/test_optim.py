@@ -84,6 +84,27 @@ def test_each_slice_has_settings_of_its_own(dtype: torch.dtype, tolerance: float
         assert torch.allclose(rows_of(together)[expert], rows_of(alone)[0], rtol=0, atol=tolerance * 10)
 
 
+@pytest.mark.parametrize("name", FACTORIES)
+def test_slices_of_one_tensor_are_scaled_at_once(name: str) -> None:
+    """As one by one, to the bit; an adapter without a gradient stays as it is. Equal settings are one group."""
+    found = []
+    for at_once in (False, True):
+        whole = rows_of(slices(1, 1, 1))
+        parts = [nn.Parameter(whole[row : row + 1]) for row in range(3)]
+        optimizer = build([Optim(rate, FACTORIES[name]) for rate in RATES], parts)
+        assert len(optimizer.param_groups) == 1
+        AdapterRates(optimizer, torch.tensor(RATES, dtype=whole.dtype), partial(list, [whole] if at_once else parts))
+        before = whole.clone()
+        for step in range(3):
+            optimizer.zero_grad()
+            torch.stack([loss(part, step) for part in parts if part is not parts[1]]).sum().backward()
+            optimizer.step()
+        assert torch.equal(whole[1], before[1])
+        assert not torch.isclose(whole[::2], before[::2]).all()
+        found.append(whole)
+    assert torch.equal(*found)
+
+
 def test_recipes_are_alike_whatever_their_rates() -> None:
     one, two = partial(torch.optim.AdamW, weight_decay=0.1), partial(torch.optim.AdamW, weight_decay=0.2)
     recipes = [Optim(1e-3, one), Optim(2e-3, one, "cosine"), Optim(1e-3, two), Optim(1e-3, one, warmup=3)]

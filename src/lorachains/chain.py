@@ -73,6 +73,11 @@ class Chain:
         return self._flat.storage.device
 
     @property
+    def links(self) -> Float[Tensor, "experts parameters"]:
+        """All live links in one tensor, however `flat` is divided."""
+        return self._flat.storage
+
+    @property
     def rank(self) -> int:
         """The live link's rank."""
         return next(iter(self.banks.values())).lora_A.shape[1]

@@ -45,5 +45,6 @@ class FlatLinks:
 
     def add_gradient(self, whole: Float[Tensor, "experts parameters"], weight: float) -> None:
         """Adds to the slices' gradients."""
-        for parameter, rows in zip(self.slices, whole.split([len(p) for p in self.slices]), strict=True):
-            parameter.grad = rows * weight if parameter.grad is None else parameter.grad.add_(rows, alpha=weight)
+        weighted = (whole * weight).split([len(p) for p in self.slices])  # one kernel, however many slices there are
+        for parameter, rows in zip(self.slices, weighted, strict=True):
+            parameter.grad = rows if parameter.grad is None else parameter.grad.add_(rows)

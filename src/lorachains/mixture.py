@@ -216,7 +216,7 @@ class Mixture:
         else:
             owners, of = list(rows), max(2, each)  # one alone would need no route
         batch = pack(texts, owners, pad, of, share).to(self.chain.device)
-        self.chain.route = hard_route(self.model, batch)
+        self.chain.route = hard_route(self.model, batch, joint=True)
         with torch.compiler.set_stance("force_eager"), nullcontext() if self.one_each else self.decided(logits, batch):
             each_token = answer_losses(self.model, batch)
         return mean_per_group(each_token, batch.candidate, batch.candidates, batch.targets)
@@ -230,7 +230,7 @@ class Mixture:
         found: list[Tensor] = []
         for text, label in zip(texts, labels, strict=True):
             batch = pack([text], [label], pad, self.chain.experts).to(self.chain.device)
-            self.chain.route = hard_route(self.model, batch)
+            self.chain.route = hard_route(self.model, batch, joint=True)
             with torch.compiler.set_stance("force_eager"), self.training(batch, "label") as (where, pooled):
                 if self.reads == "experts":
                     pass_over(self.model, batch)
@@ -258,7 +258,7 @@ class Mixture:
         owners = owners.clamp(max=len(logits) - 1)  # padding may belong to none
         if self.mode == "soft":
             return SoftRoute(soft_weights(logits, self.top_k)[owners])
-        return HardRoute(logits.argmax(-1)[owners])
+        return HardRoute(logits.argmax(-1)[owners], joint=True)
 
     def _owners(self, batch: TokenBatch) -> Int64[Tensor, " rows"]:
         """Which text each row, or each piece of the stream, belongs to."""

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from lorachains.errors import LorachainsError
 
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""Optimizers of which PyTorch makes a step of all tensors in one kernel of a GPU."""
+
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -104,8 +107,11 @@ def build(recipes: Sequence[Optim], slices: Sequence[nn.Parameter]) -> torch.opt
     settings = [recipes[i].settings for i in first]
     if len({kind for kind, _ in settings}) > 1:
         raise LorachainsError("optim.optimizer differs in its class between adapters of one bank: train them apart")
-    groups = [{"params": [rows], **given} for rows, (_, given) in zip(slices, settings, strict=True)]
-    optimizer: torch.optim.Optimizer = settings[0][0](groups, **settings[0][1])
+    alikes = groupby(zip(slices, settings, strict=True), lambda pair: pair[1])
+    groups = [{"params": [rows for rows, _ in pairs], **given} for (_, given), pairs in alikes]
+    kind, given = settings[0]
+    one_kernel = kind in FUSED and all(rows.is_cuda for rows in slices) and not {"fused", "foreach"} & given.keys()
+    optimizer: torch.optim.Optimizer = kind(groups, **given, **({"fused": True} if one_kernel else {}))
     for group in optimizer.param_groups:
         group["lr"] = 1.0
     return optimizer
@@ -140,23 +146,29 @@ class AdapterRates:
     Args:
         optimizer: at learning rate 1, over tensors with adapters along their first dimension, in order.
         rates: `(experts,)`, the learning rates of the next step; assign new ones before each step.
+        tensors: gives tensors of which the optimizer's are parts, in the same order: the fewer, the faster. By default
+            they are the optimizer's.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, rates: Float[Tensor, " experts"]):
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, rates: Float[Tensor, " experts"],
+        tensors: Callable[[], Sequence[Tensor]] | None = None,
+    ):  # fmt: skip
         self.rates = rates
-        self._before: list[tuple[nn.Parameter, Tensor]] = []
+        self._tensors = tensors or (lambda: [p for group in optimizer.param_groups for p in group["params"]])
+        self._before: list[tuple[Tensor, Tensor]] = []
         optimizer.register_step_pre_hook(self._remember)
         optimizer.register_step_post_hook(self._scale)
 
     @torch.no_grad()
-    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._before = [(p, p.clone()) for group in optimizer.param_groups for p in group["params"]]
+    def _remember(self, *_: Any) -> None:
+        self._before = [(tensor, tensor.clone()) for tensor in self._tensors()]
 
     @torch.no_grad()
     def _scale(self, *_: Any) -> None:
         parts = self.rates.split([len(before) for _, before in self._before])
-        for (parameter, before), rates in zip(self._before, parts, strict=True):
-            parameter.copy_(torch.lerp(before, parameter, rates.to(parameter.dtype).unsqueeze(1)))
+        for (tensor, before), rates in zip(self._before, parts, strict=True):
+            tensor.copy_(torch.lerp(before, tensor, rates.to(tensor.dtype).unsqueeze(1)))
         self._before = []
 
 

@@ -132,19 +132,22 @@ def _attention_dropout(model: PreTrainedModel) -> float:
     return max(float(getattr(model.config, name, None) or 0) for name in names)
 
 
-def hard_route(model: PreTrainedModel, batch: TokenBatch, served: Sequence[int] | None = None) -> Route:
+def hard_route(
+    model: PreTrainedModel, batch: TokenBatch, served: Sequence[int] | None = None, joint: bool = False
+) -> Route:
     """The route of a batch in the layout in which the model reads it.
 
     Args:
         served: which of the bank's adapters the batch's are, if they aren't all.
+        joint: see `HardRoute`.
     """
     if batch.adapters is None and batch.active is None and served is None:
         return None
     layout = batch if packs(model) else batch.padded()
     adapters = batch.input_ids.new_zeros(1) if layout.adapters is None else layout.adapters
     if served is not None:
-        return HardRoute(torch.tensor(served, device=adapters.device)[adapters], None, layout.active)
-    return HardRoute(adapters, batch.ends if layout is batch else None, layout.active)
+        return HardRoute(torch.tensor(served, device=adapters.device)[adapters], None, layout.active, joint)
+    return HardRoute(adapters, batch.ends if layout is batch else None, layout.active, joint)
 
 
 _known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

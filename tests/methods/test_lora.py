@@ -13,15 +13,27 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from lorachains.batch import Tokens
+from lorachains.batch import IGNORED, Tokens, pack
 from lorachains.chain import Chain
 from lorachains.data import Serving, TaskDataModule
 from lorachains.data.streams import TrainLoader
 from lorachains.data.tokens import collate_train
 from lorachains.errors import LorachainsError
 from lorachains.packing import packs
+from lorachains.routing import HardRoute
 from tests.adapters import TARGETS, WITH_BIAS, peft_twin
-from tests.runs import DIVERGING, PER_EPOCH, Log, States, fit, language_model, make_data, make_method, same
+from tests.runs import (
+    DIVERGING,
+    PER_EPOCH,
+    Log,
+    States,
+    fit,
+    language_model,
+    make_data,
+    make_method,
+    same,
+    side_by_side,
+)
 
 EPOCHS = 3
 
@@ -181,6 +193,16 @@ def test_two_adapters_train_each_as_if_alone(optim: str, clip: str) -> None:
             for name in ("lora_A", "lora_B"):
                 ours, theirs = getattr(bank, name)[expert], getattr(alone.chain.banks[layer], name)[0]
                 assert (ours - theirs).norm() <= 1e-8 * theirs.norm()
+
+
+def test_a_run_is_never_computed_jointly_with_another() -> None:
+    """What isn't finite in one of them would reach the other."""
+    batch = pack([Tokens([1, 2, 3], [IGNORED, 2, 3]), Tokens([4, 5], [IGNORED, 5])], [0, 1])
+    one, two = make_method("+method.names=[one,two]"), side_by_side(["seed=0"], ["seed=1"])
+    for method, joint in ((one, True), (two, False)):
+        method.route(batch)
+        assert isinstance(method.chain.route, HardRoute)
+        assert method.chain.route.joint is joint
 
 
 def test_each_adapter_has_its_own_rate() -> None:

@@ -73,7 +73,7 @@ class Lora(Trained):
                 )
 
     def route(self, batch: TokenBatch) -> None:
-        self.chain.route = hard_route(self.model, batch)
+        self.chain.route = hard_route(self.model, batch, joint=len(self.seeds) == 1)
 
     @property
     def layout(self) -> int:
@@ -91,6 +91,11 @@ class Lora(Trained):
         return self.chain.flat
 
     @property
+    def stepped(self) -> list[Tensor]:
+        """The same in as few tensors as there can be."""
+        return [self.chain.links]
+
+    @property
     def whole(self) -> list[nn.Parameter]:
         return self.chain.parameters()
 
@@ -99,7 +104,7 @@ class Lora(Trained):
         self.chain.split(alike(self._recipes) if self.data.even() else [1] * self.chain.experts)
         optimizer = self.fresh_optimizer()
         self._peak = self._peak.to(self.device, self.chain.flat[0].dtype)
-        self._rates = AdapterRates(optimizer, self._peak)
+        self._rates = AdapterRates(optimizer, self._peak, lambda: self.stepped)
         return optimizer
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:

@@ -92,6 +92,10 @@ class Routed(Lora):
         """The links, see `Chain.flat`, and the routers."""
         return [*self.chain.flat, self.routers.rows]
 
+    @property
+    def stepped(self) -> list[Tensor]:
+        return [*super().stepped, self.routers.rows]
+
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         optimizer = super().fresh_optimizer()
         settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
