@@ -139,7 +139,8 @@ def _continued(method: Lora, asked: Sequence[str], new: int) -> Any:
 
     def generate() -> tuple[list[str], int]:
         if isinstance(method, Moa):
-            logits = method.mixture.logits(prompts, pad)  # their cost counts; then each expert gets its share
+            # What they cost counts; then each expert gets its share.
+            logits = method.mixture.logits(prompts, pad, graphs=True)
             even = F.one_hot(torch.arange(len(prompts), device=logits.device) % experts, experts)
             found = method.mixture.generate(generator, prompts, new, even.to(logits.dtype).expand_as(logits))
         else:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorachains import scoring
+from lorachains import base_reader, scoring
 from lorachains.bank import bare
 from lorachains.base_reader import BaseReader
-from lorachains.batch import Tokens, pack
+from lorachains.batch import TokenBatch, Tokens, pack
+from lorachains.chain import Chain
 from lorachains.decisions import MODES, one_expert, soft_weights, straight_through
 from lorachains.errors import LorachainsError
 from lorachains.generation import Generator
@@ -20,10 +21,11 @@ from lorachains.mixture import READS, Mixture
 from lorachains.routers import POOLS
 from lorachains.routing import HardRoute, Route, SoftRoute
 from lorachains.scoring import answer_losses
-from tests.adapters import randomise
+from tests.adapters import config, randomise
 from tests.batches import texts_of
 from tests.generation.texts import generator_of, prompts_of
 from tests.mixtures import ARCHITECTURES, by_hand, mixture_of, tolerance
+from tests.tiny import tiny_model
 
 PROMPTS = prompts_of(7, 19, 1, 33, 12, 4)
 
@@ -113,6 +115,39 @@ def test_order_and_company_change_nothing(arch: str, reads: str) -> None:
     logits, order = mixture.logits(PROMPTS), [4, 2, 0, 5, 1, 3]
     torch.testing.assert_close(mixture.logits([PROMPTS[i] for i in order]), logits[:, order], rtol=off, atol=off)
     torch.testing.assert_close(mixture.logits(PROMPTS[3:4]), logits[:, 3:4], rtol=off, atol=off)
+
+
+@pytest.mark.parametrize("arch", ["llama", "opt"])
+def test_a_decision_in_a_filled_batch_is_the_plain_one(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of prompts few and many, short and long: as they are read to be recorded on a GPU."""
+    mixture, tokens = mixture_of(arch, reads="base"), set[int]()
+
+    def unrecorded(batch: TokenBatch) -> tuple[Tensor, ...]:
+        tokens.add(len(batch.input_ids))
+        return mixture.by_base._whole(batch)
+
+    monkeypatch.setattr(base_reader, "why_not", lambda _: None)
+    monkeypatch.setattr(base_reader, "Replayed", lambda *_: unrecorded)
+    for prompts in (PROMPTS, PROMPTS[2:4], [list(range(1, 60))], PROMPTS):
+        logits = mixture.logits(prompts, graphs=True)
+        torch.testing.assert_close(logits, mixture.logits(prompts), rtol=tolerance(mixture), atol=tolerance(mixture))
+    assert tokens
+    assert all(size % 64 == 0 for size in tokens)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_replayed_decision_is_the_plain_one() -> None:
+    """Passed plainly, recorded, replayed, and replayed of other prompts of that size."""
+    model: Any = tiny_model("llama", torch.bfloat16)
+    mixture = Mixture(Chain(model.cuda().eval(), config("llama"), seeds=[0, 1, 2]), reads="base")
+    mixture.chain.flatten()
+    mixture.routers.cuda()
+    torch.nn.init.normal_(mixture.routers.rows)
+    others = [[*reversed(prompt)] for prompt in PROMPTS]
+    for prompts in (PROMPTS, PROMPTS, PROMPTS, others, PROMPTS):
+        logits = mixture.logits(prompts, graphs=True)
+        torch.testing.assert_close(logits, mixture.logits(prompts), rtol=2e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("reads", READS)

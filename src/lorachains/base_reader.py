@@ -15,6 +15,8 @@ from lorachains.bank import bare
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.blocks import Blocks
 from lorachains.chain import Chain
+from lorachains.filling import Sizes, filled
+from lorachains.graphs import Replayed, why_not
 from lorachains.packing import packs
 from lorachains.routers import Prompts, Routers, padded_prompts, stream_prompts
 from lorachains.scoring import pass_over
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 BATCH, ROOM = 64, 0.25
 """So many prompts are read at once, and such a part of the memory that is free what was read may take."""
+LENGTHS = 256
+"""What is recorded as a graph is for prompts of up to a multiple of so many tokens."""
 
 
 class BaseReader:
@@ -39,6 +43,8 @@ class BaseReader:
     def __init__(self, chain: Chain, blocks: Blocks, routers: Routers):
         self.chain, self.blocks, self.routers = chain, blocks, routers
         self.known: Float[Tensor, "texts blocks hidden"] | None = None
+        self._replayed: Replayed | None = None
+        self._sizes, self._longest = Sizes(), 0
 
     def __call__(self, batch: TokenBatch, prompts: Prompts) -> list[Tensor]:
         """What each block's router reads of each text, `(texts, hidden)`: kept, for a batch with numbers, or read."""
@@ -46,6 +52,32 @@ class BaseReader:
         if self.known is None or numbers is None:
             return self.read(batch, prompts)
         return list(self.known[numbers].unbind(1))
+
+    def of_prompts(
+        self, prompts: Sequence[Sequence[int]], pad: int = 0, graphs: bool = False
+    ) -> Float[Tensor, "blocks texts hidden"]:
+        """What each block's router reads of each prompt.
+
+        Args:
+            prompts: token ids; none is empty.
+            pad: a token that fills up blocks.
+            graphs: whether the pass is recorded as a CUDA graph and replayed, where that can be done: a pass over short
+                prompts is a thousand small kernels.
+        """
+        with torch.compiler.set_stance("force_eager"):
+            if not graphs or why_not(self.chain.model) is not None:
+                return torch.stack(self.read(*asked(self.chain, prompts, pad)))
+            if self._replayed is None:
+                self._replayed = Replayed(self._whole, self.chain.device, lambda: self.chain.layout)
+            batch = _texts_of(prompts, pad)
+            self._longest = max(self._longest, -(-batch.longest // LENGTHS) * LENGTHS)
+            (pooled,) = self._replayed(filled(batch, self._longest, self._sizes.of(batch)))
+            return pooled[:, list(batch.texts)]
+
+    def _whole(self, batch: TokenBatch) -> tuple[Tensor, ...]:
+        """Of each segment, `(blocks, segments, hidden)`."""
+        where, _ = prompts_in(self.chain.model, batch)
+        return (torch.stack(self.read(batch, where)),)
 
     @torch.no_grad()
     def read(self, batch: TokenBatch, prompts: Prompts) -> list[Tensor]:
@@ -77,9 +109,7 @@ class BaseReader:
             log.warning("what the base reads of prompts isn't kept, for lack of memory: it is read in each step")
             return
         parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-        with torch.compiler.set_stance("force_eager"):
-            read = [torch.stack(self.read(*asked(self.chain, part, pad)), 1) for part in parts]
-        self.known = torch.cat(read)
+        self.known = torch.cat([self.of_prompts(part, pad).transpose(0, 1) for part in parts])
 
     def _has_room(self, texts: int) -> bool:
         if self.chain.device.type != "cuda":
@@ -95,10 +125,14 @@ def prompts_in(model: PreTrainedModel, batch: TokenBatch) -> tuple[Prompts, Int6
 
 def asked(chain: Chain, prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[TokenBatch, Prompts]:
     """A batch of prompts, each an adapter's own, and where they are in it, in their order."""
-    texts = [Tokens([*prompt, pad], [IGNORED] * len(prompt) + [pad]) for prompt in prompts]
-    batch = pack(texts, range(len(texts)), pad).to(chain.device)
+    batch = _texts_of(prompts, pad).to(chain.device)
     where, _ = prompts_in(chain.model, batch)
     if packs(chain.model):
         index = torch.tensor(batch.texts, device=chain.device)
         where = Prompts(where.inside[index], where.last[index], where.owner[index])
     return batch, where
+
+
+def _texts_of(prompts: Sequence[Sequence[int]], pad: int) -> TokenBatch:
+    texts = [Tokens([*prompt, pad], [IGNORED] * len(prompt) + [pad]) for prompt in prompts]
+    return pack(texts, range(len(texts)), pad)

@@ -150,7 +150,9 @@ class Mixture:
             yield logits
 
     @torch.no_grad()
-    def logits(self, prompts: Sequence[Sequence[int]], pad: int = 0) -> Float[Tensor, "blocks texts experts"]:
+    def logits(
+        self, prompts: Sequence[Sequence[int]], pad: int = 0, graphs: bool = False
+    ) -> Float[Tensor, "blocks texts experts"]:
         """Each block's router logits for each prompt, not told by any label.
 
         The model is to be in evaluation mode.
@@ -158,12 +160,12 @@ class Mixture:
         Args:
             prompts: token ids; none is empty.
             pad: a token that fills up blocks.
+            graphs: see `BaseReader.of_prompts`; blocks that decide on the way never are.
         """
-        batch, where = asked(self.chain, prompts, pad)
+        if self.reads == "base":
+            return self.routers.logits(self.by_base.of_prompts(prompts, pad, graphs))
         with torch.compiler.set_stance("force_eager"):
-            if self.reads == "base":
-                return self.routers.logits(torch.stack(self.by_base(batch, where)))
-            return self._logits_on_the_way(batch, where)
+            return self._logits_on_the_way(*asked(self.chain, prompts, pad))
 
     def _logits_on_the_way(self, batch: TokenBatch, where: Prompts) -> Float[Tensor, "blocks texts experts"]:
         """Each block's logits, where its banks follow them at once."""

@@ -68,7 +68,7 @@ class MixtureAnswerer(Answerer):
     def _routed(self, texts: Sequence[str], k: int) -> list[Choice]:
         start, names = time.perf_counter(), self.about.names
         prompts = [self._prompt(text, MIXTURE).input_ids for text in texts]
-        logits = self.mixture.logits(prompts, padding_token(self.base.tokenizer))
+        logits = self.mixture.logits(prompts, padding_token(self.base.tokenizer), graphs=True)
         voted = one_expert(logits, "vote", self.mixture.voters).tolist()
         experts, blocks = self.mixture.experts(logits).tolist(), logits.argmax(-1).T.tolist()
         deciding = logits if self.mixture.voters is None else logits[self.mixture.voters]
@@ -92,5 +92,5 @@ class MixtureAnswerer(Answerer):
             with self.mixture.by_token():
                 return self._generator(ids, most, sampling=sampling)
         # Routed once more: what blocks decide isn't kept between the two phases.
-        logits = self.mixture.logits(ids, padding_token(self.base.tokenizer))
+        logits = self.mixture.logits(ids, padding_token(self.base.tokenizer), graphs=True)
         return self.mixture.generate(self._generator, ids, most, logits, sampling)

@@ -185,7 +185,7 @@ class Moa(LoraContinued, Routed):
                 alone = self._served(batch, [expert] * len(batch.rows))
                 self._losses.note(name, batch, self.passes.score(alone.scored))
         pad = padding_token(self.base.tokenizer)
-        logits = self.mixture.logits([prompt_of(row) for row in batch.rows], pad)
+        logits = self.mixture.logits([prompt_of(row) for row in batch.rows], pad, self.passes.replayed)
         self._routes.note([row.task for row in batch.rows], logits)
         if self.mixture.one_each:
             return self.passes.evaluate(self._served(batch, self.mixture.experts(logits).tolist()))
