@@ -12,6 +12,8 @@ import lightning as L
 import pytest
 import torch
 
+from lorachains.errors import LorachainsError
+from lorachains.run_folder import RunFolder
 from tests.runs import outcome, run
 
 HOOKS = {
@@ -123,6 +125,18 @@ def test_other_runs(overrides: list[str], tmp_path: Path) -> None:
         folder = tmp_path / f"{every} {step}"
         stopped_and_resumed(folder, *overrides, every=every, kills=[("before a batch", step)])
         assert outcome(folder) == outcome(tmp_path / "whole")
+
+
+def test_a_checkpoint_whose_optimizer_is_laid_out_otherwise(tmp_path: Path) -> None:
+    """As older versions saved it: a group of parameters for each adapter."""
+    with pytest.raises(Killed):
+        run(tmp_path, callbacks=[Kill(HOOKS["after validation"], 7)])
+    checkpoint = RunFolder(tmp_path).checkpoint
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["optimizer_states"][0]["param_groups"] *= 2
+    torch.save(saved, checkpoint)
+    with pytest.raises(LorachainsError, match=r"an optimizer state for each adapter apart.*overwrite=true"):
+        run(tmp_path, resume=True)
 
 
 def test_ctrl_c(uninterrupted: dict[str, Path], tmp_path: Path) -> None:

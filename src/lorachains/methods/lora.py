@@ -112,6 +112,19 @@ class Lora(Trained):
         return build(self._recipes, self.chain.flat)
 
     @property
+    def groups(self) -> int:
+        """The optimizer's groups of parameters: those with settings of their own."""
+        return len(alike(self._recipes))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if len(checkpoint["optimizer_states"][0]["param_groups"]) != self.groups:
+            raise LorachainsError(
+                "the checkpoint is of a version of lorachains that kept an optimizer state for each adapter apart: "
+                "finish the run with the version in its code.jsonl, or begin anew (overwrite=true, resume=false)"
+            )
+
+    @property
     def _recipes(self) -> list[Optim]:
         """Of each adapter."""
         return [recipe for recipe in self.optims for _ in range(self.chain.experts // len(self.optims))]

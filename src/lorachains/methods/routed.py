@@ -96,6 +96,10 @@ class Routed(Lora):
     def stepped(self) -> list[Tensor]:
         return [*super().stepped, self.routers.rows]
 
+    @property
+    def groups(self) -> int:
+        return super().groups + 1
+
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         optimizer = super().fresh_optimizer()
         settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
