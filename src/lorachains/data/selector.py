@@ -9,7 +9,7 @@ what an instruction says of its task is then no evidence, and what it asks for d
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +22,9 @@ from lorachains.errors import LorachainsError
 
 SELECTOR = "selector"
 """The name of the task-selection LoRA, the paper's P."""
+AT_ONCE = 64
+"""So many instructions are tokenised together."""
+
 INSTRUCTION = "{instruction}"
 
 
@@ -65,9 +68,19 @@ class Question:
         self, tokenizer: PreTrainedTokenizerBase, instruction: str, max_length: int, shared: int = 0
     ) -> list[Tokens]:
         """The prompt with each answer, closed by the end-of-sequence token: no name is the beginning of another."""
-        example = Example(SELECTOR, self.about(instruction), "", SELECTOR, shared=shared)
-        asked = [replace(example, answer=answer) for answer in self.answers]
-        return [row.choices[0] for row in encode_train(tokenizer, asked, 0, max_length)]
+        return next(self.texts_of_each(tokenizer, [instruction], max_length, [shared]))
+
+    def texts_of_each(
+        self, tokenizer: PreTrainedTokenizerBase, instructions: Sequence[str], max_length: int, shared: Sequence[int]
+    ) -> Iterator[list[Tokens]]:
+        """The same of each instruction; of many at once, for which tokenizers use all cores."""
+        for start in range(0, len(instructions), AT_ONCE):
+            some = zip(instructions[start : start + AT_ONCE], shared[start : start + AT_ONCE], strict=True)
+            examples = [Example(SELECTOR, self.about(text), "", SELECTOR, shared=of_base) for text, of_base in some]
+            asked = [replace(example, answer=answer) for example in examples for answer in self.answers]
+            texts = iter([row.choices[0] for row in encode_train(tokenizer, asked, 0, max_length)])
+            for _ in examples:
+                yield [next(texts) for _ in self.answers]
 
 
 DECOYS = ("{name}", "Task: {name}", "This is {name}, nothing else.", "{question} {name}")
@@ -159,10 +172,9 @@ def selector_rows(
     ]
     if decoys:
         return encode_train(tokenizer, examples, 0, max_length)
+    parts = [example.shared for example in examples]
+    texts = question.texts_of_each(tokenizer, asked_of, max_length, parts)
     return [
-        Encoded(
-            replace(asked, candidates=answers), 0,
-            question.texts(tokenizer, row.example.prompt, max_length, asked.shared),
-        )
-        for row, asked in zip(rows, examples, strict=True)
-    ]  # fmt: skip
+        Encoded(replace(example, candidates=answers), 0, choices)
+        for example, choices in zip(examples, texts, strict=True)
+    ]

@@ -176,7 +176,7 @@ def _tokens(example: Example, answer: str, text: Text, eos: int | None, max_leng
     labels = [token if end > len(example.prompt) else IGNORED for token, end in zip(ids, text.ends, strict=True)]
     if answer and not example.candidates:
         ids, labels = [*ids, _required(eos)], [*labels, _required(eos)]
-    n_answer = sum(label != IGNORED for label in labels)
+    n_answer = len(labels) - labels.count(IGNORED)
     if n_answer + max(head, 1) > max_length:  # at least one token has to stand before the answer, to predict it
         raise AnswerTooLong(
             f"{example.source}: the answer has {n_answer} tokens, too many for data.max_length={max_length}: raise it"
