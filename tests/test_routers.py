@@ -64,7 +64,7 @@ def test_the_loss_counts_each_text_once(layout: object) -> None:
     each = torch.stack([mine.block_logits(block, x, prompts) for block in range(2)])
     logits = mine.logits(torch.stack([mine.pooled(x, prompts)] * 2))
     torch.testing.assert_close(logits, each)
-    parts, expected = router_losses(logits, prompts, 4), torch.zeros(4, dtype=torch.float64)
+    parts, expected = router_losses(logits, prompts.domains(4)), torch.zeros(4, dtype=torch.float64)
     for text, owner in zip(TEXTS, OWNERS, strict=True):
         read = by_hand(embedded(prompt(text)), "mean_rms")
         for block in range(2):

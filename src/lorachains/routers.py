@@ -45,6 +45,10 @@ class Prompts:
         """Which texts have a prompt."""
         return self.last >= 0
 
+    def domains(self, experts: int) -> Int64[Tensor, " texts"]:
+        """Each text's domain of so many; one more, of a text without a label or without a prompt."""
+        return torch.where(self.there, self.owner, experts)
+
     def labelled(self, experts: int) -> Bool[Tensor, " texts"]:
         """Which texts are of one of so many experts."""
         return self.owner < experts
@@ -192,18 +196,22 @@ def balance_losses(
 
 
 def router_losses(
-    logits: Float[Tensor, "blocks texts experts"], prompts: Prompts, experts: int
+    logits: Float[Tensor, "blocks texts experts"], domain: Int64[Tensor, " texts"]
 ) -> Float[Tensor, " experts"]:
-    """The routers' cross-entropy (nats) on the domain label, its mean over blocks and over the batch's texts.
+    """The routers' cross-entropy (nats) on the domain label, its mean over blocks and over texts.
 
-    Each text counts once, however long it is; one without a label doesn't.
+    Each text counts once, however long it is.
+
+    Args:
+        domain: of each text; as many as there are experts, of one that doesn't count.
 
     Returns:
         Each domain's part of it: they add up to the mean over all texts.
     """
-    owner = prompts.owner.clamp(max=experts - 1)
+    experts = logits.shape[-1]
+    owner = domain.clamp(max=experts - 1)
     labels = owner.expand(len(logits), -1)
     each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(0)
-    counted = (prompts.there & prompts.labelled(experts)).to(each.dtype)
+    counted = (domain < experts).to(each.dtype)
     parts = each.new_zeros(experts).index_add(0, owner, each * counted)
     return parts / counted.sum().clamp(min=1)

@@ -10,6 +10,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from lorachains.base_reader import BaseReader
 from lorachains.batch import TokenBatch
@@ -154,13 +155,43 @@ def test_what_the_base_has_read_once_is_not_read_again(
         if not known:
             read.append(0)
             monkeypatch.setattr(Moa, "_numbers", lambda self, rows: None)
-        method, log = moa("method.stage1_epochs=1", "method.router_lr=1e-2", *more, arch=arch), Log()
+        alone = ["method.stage1_epochs=1", "method.router_lr=1e-2", "method.router_batch_size=null"]
+        method, log = moa(*alone, *more, arch=arch), Log()
         fit(method, "trainer.max_epochs=4", logger=log, **DATA)
         logs.append(log)
     assert read[-1] - read[-2] > 15, "of 21 steps"
     for key in ("train/router/two", "train/lm/free", "val/router/voted"):
         assert len(logs[0].of(key)) > 2
         assert logs[0].of(key) == pytest.approx(logs[1].of(key), rel=1e-9)
+
+
+@pytest.mark.parametrize("arch", ["llama", "bloom"])
+def test_routers_learn_from_other_texts_too(arch: str) -> None:
+    """Their loss is the mean over the batch's own and those drawn, which are others in each batch."""
+    drawn: list[list[int]] = []
+
+    class Drawn(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+            assert isinstance(pl_module, Moa)
+            assert pl_module._others is not None
+            drawn.append(pl_module._others.tolist())
+
+    method = moa("method.stage1_epochs=0", "method.router_lr=1e-2", "method.router_batch_size=11", arch=arch)
+    fit(method, "trainer.max_epochs=1", callbacks=[Drawn()], **DATA)
+    assert len({tuple(numbers) for numbers in drawn}) == len(drawn) == 7
+    rows, known = method.data.runs[0].rows("train"), method.mixture.by_base.known
+    assert known is not None
+    assert {len(numbers) for numbers in drawn} == {11 - method.data.runs[0].batch_size}
+    batch = next(iter(method.data.train_dataloader()))
+    assert batch.numbers is not None
+    texts = [*batch.numbers[list(batch.texts)].tolist(), *drawn[-1]]
+    method.route(batch)
+    parts, expected = method.losses(batch)["router"], torch.zeros(3, dtype=torch.float64)
+    for number in texts:
+        domain = rows[number].task
+        logits = torch.stack([weight @ known[number, block] for block, weight in enumerate(method.routers.weight)])
+        expected[domain] += F.cross_entropy(logits, torch.full((len(logits),), domain)) / len(texts)
+    torch.testing.assert_close(parts.double(), expected)
 
 
 def test_what_is_read_once_is_no_steps_cost(tmp_path: Path) -> None:
@@ -328,6 +359,7 @@ def test_experts_of_a_finished_run_are_taken_over(finished: Path, tmp_path: Path
         (["method.voters=[2]"], r"method.voters is \[2\]: give numbers from 0 to 1"),
         (["method.route=hard"], "method.route is 'hard'"),
         (["method.router_lr=0"], "method.router_lr is 0"),
+        (["method.router_batch_size=0"], "method.router_batch_size is 0"),
         (["method.decision=best"], "decision is 'best'"),
         (["method.share_router=false"], "needs LoRAs in each block's attention and in its feed-forward"),
         (["method.stage1_epochs=-1"], "method.stage1_epochs is -1"),

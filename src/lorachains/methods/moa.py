@@ -14,6 +14,10 @@ too much of a GPU's memory; then by a pass over the texts in each step, which ta
 ("experts"), the label's expert makes what later blocks' routers learn from, which gives the label away: with SmolLM2
 and eight domains all blocks then followed the first one, and 89 % of texts went right.
 
+As it is kept, a router's step on more texts than the batch's costs next to nothing: the cross-entropy is the mean over
+`router_batch_size` texts, the batch's own and others of the training rows. Routers have few weights and learn by small
+steps; on the eight domains they would else still be learning when the experts are at their end.
+
 η is 1 and the routers' learning rate 1e-1: a router is a linear function of numbers of the size 1, and begins at zero.
 With an optimizer such as Adam, whose step doesn't depend on the gradient's size, η hardly changes what the routers
 learn; if the experts read, it does change these, since the cross-entropy reaches the experts of the blocks below.
@@ -45,7 +49,8 @@ from torch import Tensor
 
 from lorachains.batch import TokenBatch
 from lorachains.data import EvalBatch
-from lorachains.data.tokens import Encoded, collate_eval, padding_token, prompt_of
+from lorachains.data.protocol import positive
+from lorachains.data.tokens import NO_TASK, Encoded, collate_eval, padding_token, prompt_of
 from lorachains.domains import DomainLosses, Routes, perplexities
 from lorachains.errors import LorachainsError, check_switch
 from lorachains.evaluation import score_of
@@ -61,6 +66,9 @@ from lorachains.run_folder import RunFolder, write_whole
 
 log = logging.getLogger(__name__)
 
+OTHERS_SEED = 0x30A
+"""Where the random numbers begin by which other texts are drawn for the routers."""
+
 
 class Moa(LoraContinued, Routed):
     """Trains domain experts, then experts and routers.
@@ -73,6 +81,8 @@ class Moa(LoraContinued, Routed):
         route: how texts are routed in stage 2: "label", "straight_through" or "soft".
         unlabelled: how those without a label are, beside routes by label: "soft", "straight_through" or "argmax".
             Beside other routes they go as all do.
+        router_batch_size: of how many texts the routers' cross-entropy is the mean, where what the base reads is kept:
+            the batch's own, and others drawn at random. `None` for the batch's own alone.
         heat_map: whether each domain's test loss is taken with each expert.
         others: see `LoraContinued` and `Routed`.
 
@@ -86,7 +96,7 @@ class Moa(LoraContinued, Routed):
     def __init__(
         self, *, experts: str | Mapping[str, str] | None = None, stage1_epochs: int | None = None,
         eta: float = 1.0, eta_schedule: str = "constant", route: Training = "label", unlabelled: Training = "soft",
-        heat_map: bool = True, **kwargs: Any,
+        router_batch_size: int | None = None, heat_map: bool = True, **kwargs: Any,
     ):  # fmt: skip
         given = stage1_epochs is None and experts is not None
         super().__init__(experts=experts, stage1_epochs=0 if given else stage1_epochs, **kwargs)
@@ -96,6 +106,10 @@ class Moa(LoraContinued, Routed):
         self._begin_to_tell()
         self._told: dict[str, float] = {}
         self._number: dict[int, int] = {}
+        self.router_batch_size = router_batch_size
+        self._others: Tensor | None = None  # numbers of training rows, for a pass that is replayed
+        if router_batch_size is not None:
+            positive("method.router_batch_size", router_batch_size)
         check_switch("method.heat_map", heat_map)
         _check(eta, eta_schedule, route, unlabelled)
         if route != "label":
@@ -125,7 +139,11 @@ class Moa(LoraContinued, Routed):
             terms["unlabelled"] = (means[experts:].sum() / experts).expand(experts)
         if self.eta == 0:
             return terms
-        return terms | {"router": self._eta * router_losses(self.routers.logits(torch.stack(pooled)), prompts, experts)}
+        read, domains = torch.stack(pooled), prompts.domains(experts)
+        if self._others is not None and batch.numbers is not None and self.mixture.by_base.known is not None:
+            read = torch.cat([read, self.mixture.by_base.known[self._others].transpose(0, 1)], 1)
+            domains = torch.cat([domains, self._domains[self._others]])
+        return terms | {"router": self._eta * router_losses(self.routers.logits(read), domains)}
 
     @property
     def routing_learned(self) -> bool:
@@ -144,6 +162,9 @@ class Moa(LoraContinued, Routed):
             log.info("%d training rows without a label are left out %s", run.unlabelled, when)
         super().on_train_start()
         self.data.number(self._numbers)
+        others = (self.router_batch_size or 0) - run.batch_size
+        if others > 0 and self.mixture.reads == "base":
+            self._others = torch.zeros(others, dtype=torch.long, device=self.device)
         if self.way != "label":  # each text is served by all experts then
             self.presence[self.boundary :] = True
         span = self.total_steps - self.boundary
@@ -160,11 +181,19 @@ class Moa(LoraContinued, Routed):
             every = run.rows("train")
             self._number = {id(row): number for number, row in enumerate(every)}
             self.mixture.by_base.keep([prompt_of(row) for row in every], padding_token(self.base.tokenizer))
+            owners = [len(self.names) if row.task == NO_TASK else row.task for row in every]
+            self._domains = torch.tensor(owners, device=self.device)
         return [self._number[id(row)] for row in rows]
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         self._eta.copy_(self._etas[self.trainer.global_step])
+        if self._others is not None:
+            # As those of dropout, the random numbers of a batch depend on the seed and its number alone.
+            number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            draw = torch.Generator().manual_seed(OTHERS_SEED + self.seeds[0] * 1_000_003 + number)
+            [run] = self.data.runs
+            self._others.copy_(torch.randint(len(run.rows("train")), self._others.shape, generator=draw))
 
     # -- evaluation: routed, and by label beside it --------------------------------------------------------------------
 
