@@ -106,7 +106,10 @@ class BaseReader:
         if self.known is not None:
             return
         if not self._has_room(len(prompts)):
-            log.warning("what the base reads of prompts isn't kept, for lack of memory: it is read in each step")
+            log.warning(
+                "what the base reads of prompts isn't kept, for lack of memory: it is read in each step, "
+                "and routers learn from its own texts alone"
+            )
             return
         parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
         self.known = torch.cat([self.of_prompts(part, pad).transpose(0, 1) for part in parts])
