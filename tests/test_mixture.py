@@ -135,6 +135,23 @@ def test_a_decision_in_a_filled_batch_is_the_plain_one(arch: str, monkeypatch: p
     assert all(size % 64 == 0 for size in tokens)
 
 
+def test_a_model_that_can_not_be_recorded_decides_plainly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mixture = mixture_of("llama", reads="base")
+
+    def fails(_: TokenBatch) -> tuple[Tensor, ...]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(base_reader, "why_not", lambda _: None)
+    monkeypatch.setattr(base_reader, "Replayed", lambda *_: fails)
+    with caplog.at_level("INFO"):
+        found = [mixture.logits(PROMPTS, graphs=True) for _ in range(2)]
+    assert torch.equal(found[0], mixture.logits(PROMPTS))
+    assert torch.equal(found[1], found[0])
+    assert caplog.text.count("deciding without CUDA graphs: operation not permitted") == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_replayed_decision_is_the_plain_one() -> None:

@@ -5,6 +5,7 @@ The base is frozen, so that a prompt is always read alike: what was read of the 
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,6 +18,7 @@ from lorachains.blocks import Blocks
 from lorachains.chain import Chain
 from lorachains.filling import Sizes, filled
 from lorachains.graphs import Replayed, why_not
+from lorachains.memory import out_of_memory
 from lorachains.packing import packs
 from lorachains.routers import Prompts, Routers, padded_prompts, stream_prompts
 from lorachains.scoring import pass_over
@@ -44,6 +46,7 @@ class BaseReader:
         self.chain, self.blocks, self.routers = chain, blocks, routers
         self.known: Float[Tensor, "texts blocks hidden"] | None = None
         self._replayed: Replayed | None = None
+        self._graphs = True  # as far as is known
         self._sizes, self._longest = Sizes(), 0
 
     def __call__(self, batch: TokenBatch, prompts: Prompts) -> list[Tensor]:
@@ -65,14 +68,24 @@ class BaseReader:
                 prompts is a thousand small kernels.
         """
         with torch.compiler.set_stance("force_eager"):
-            if not graphs or why_not(self.chain.model) is not None:
-                return torch.stack(self.read(*asked(self.chain, prompts, pad)))
-            if self._replayed is None:
-                self._replayed = Replayed(self._whole, self.chain.device, lambda: self.chain.layout)
-            batch = _texts_of(prompts, pad)
-            self._longest = max(self._longest, -(-batch.longest // LENGTHS) * LENGTHS)
-            (pooled,) = self._replayed(filled(batch, self._longest, self._sizes.of(batch)))
-            return pooled[:, list(batch.texts)]
+            if graphs and self._graphs and why_not(self.chain.model) is None:
+                try:
+                    return self._by_graph(prompts, pad)
+                except Exception as error:  # whatever a model does that can't be recorded
+                    if out_of_memory(error):
+                        raise
+                    why = next(iter(str(error).splitlines()), type(error).__name__)
+                    log.info("deciding without CUDA graphs: %s", why)
+                    self._graphs, self._replayed = False, None
+            return torch.stack(self.read(*asked(self.chain, prompts, pad)))
+
+    def _by_graph(self, prompts: Sequence[Sequence[int]], pad: int) -> Float[Tensor, "blocks texts hidden"]:
+        if self._replayed is None:
+            self._replayed = Replayed(self._whole, self.chain.device, lambda: self.chain.layout)
+        batch = replace(_texts_of(prompts, pad), ends=None)  # their number would be one more size, and nobody asks
+        self._longest = max(self._longest, -(-batch.longest // LENGTHS) * LENGTHS)
+        (pooled,) = self._replayed(filled(batch, self._longest, self._sizes.of(batch)))
+        return pooled[:, list(batch.texts)]
 
     def _whole(self, batch: TokenBatch) -> tuple[Tensor, ...]:
         """Of each segment, `(blocks, segments, hidden)`."""

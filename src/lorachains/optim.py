@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from lorachains.errors import LorachainsError
 
-FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-"""Optimizers of which PyTorch makes a step of all tensors in one kernel of a GPU."""
+FUSED = (torch.optim.Adam, torch.optim.AdamW)
+"""Optimizers of which PyTorch makes a step of all tensors in one kernel of a GPU. (SGD's, with momentum, fails where
+some have not stepped yet.)"""
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 

@@ -145,6 +145,8 @@ def hard_route(
         return None
     layout = batch if packs(model) else batch.padded()
     adapters = batch.input_ids.new_zeros(1) if layout.adapters is None else layout.adapters
+    if joint and adapters.is_cuda:
+        torch._dynamo.maybe_mark_dynamic(adapters, 0)  # a compiled layer takes what a module holds to be of one size
     if served is not None:
         return HardRoute(torch.tensor(served, device=adapters.device)[adapters], None, layout.active, joint)
     return HardRoute(adapters, batch.ends if layout is batch else None, layout.active, joint)

@@ -24,8 +24,8 @@ class HardRoute:
         ends: `(experts,)`, where the tokens of each adapter end, if they stand side by side in a stream.
         active: `(tokens,)`, row by row, whether a token is behind its adapter's invocation: the others get none
             (Activated LoRA, Greenewald et al. 2025, arXiv 2504.12397). `None` if all are.
-        joint: whether the adapters are of one run, and fail together. Few ranks are then computed as one on a GPU, and
-            what isn't a row's own is masked. So a number that isn't finite, in one adapter, reaches the others' rows.
+        joint: whether the adapters are of one mixture, and fail together. Few ranks are then computed as one on a GPU,
+            and what isn't a row's own is masked. So a number that isn't finite, in one adapter, reaches others' rows.
     """
 
     index: Int[Tensor, " rows"]

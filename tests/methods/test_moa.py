@@ -165,6 +165,16 @@ def test_what_the_base_has_read_once_is_not_read_again(
         assert logs[0].of(key) == pytest.approx(logs[1].of(key), rel=1e-9)
 
 
+def test_one_kernel_makes_the_step_that_many_do() -> None:
+    """As on a GPU: it takes all tensors as they lie in memory, the routers' gradients too."""
+    found = []
+    for fused in ("true", "false"):
+        found.append(moa("method.stage1_epochs=1", f"+optim.optimizer.fused={fused}"))
+        fit(found[-1], "trainer.max_epochs=2", **DATA)
+    torch.testing.assert_close(found[0].routers.rows, found[1].routers.rows, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[0].chain.links, found[1].chain.links, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("arch", ["llama", "bloom"])
 def test_routers_learn_from_other_texts_too(arch: str) -> None:
     """Their loss is the mean over the batch's own and those drawn, which are others in each batch."""

@@ -220,7 +220,7 @@ class Answerer:
         batch: TokenBatch = pack(texts, owners, padding_token(self.base.tokenizer), len(served), packs(model))
         batch = batch.to(model.device)
         if self.chain:
-            self.chain.route = hard_route(model, batch, served if self._several else None, joint=True)
+            self.chain.route = hard_route(model, batch, served if self._several else None)
         return (-candidate_losses(batch, answer_losses(model, batch))).tolist()
 
     # -- adapters ------------------------------------------------------------------------------------------------------

@@ -73,7 +73,12 @@ class Lora(Trained):
                 )
 
     def route(self, batch: TokenBatch) -> None:
-        self.chain.route = hard_route(self.model, batch, joint=len(self.seeds) == 1)
+        self.chain.route = hard_route(self.model, batch, joint=self.joint)
+
+    @property
+    def joint(self) -> bool:
+        """Whether the adapters fail together, see `HardRoute`: here each is as if it were alone."""
+        return False
 
     @property
     def layout(self) -> int:

@@ -148,7 +148,11 @@ class Moa(LoraContinued, Routed):
     @property
     def routing_learned(self) -> bool:
         """Whether routers learn: not in stage 1, and not in its continuation, with η = 0 and routes by label."""
-        return self.continuing and (self.eta > 0 or self.way != "label")
+        return self.continuing and self._routers_learn
+
+    @property
+    def _routers_learn(self) -> bool:
+        return self.eta > 0 or self.way != "label"
 
     @property
     def layout(self) -> int:
@@ -156,7 +160,7 @@ class Moa(LoraContinued, Routed):
 
     def on_train_start(self) -> None:
         [run] = self.data.runs
-        run.since.epoch = self.boundary // self.steps_per_epoch if self.eta > 0 or self.way != "label" else math.inf
+        run.since.epoch = self.boundary // self.steps_per_epoch if self._routers_learn else math.inf
         if run.unlabelled and run.since.epoch:
             when = "in stage 1" if math.isfinite(run.since.epoch) else "since no router learns"
             log.info("%d training rows without a label are left out %s", run.unlabelled, when)
@@ -174,7 +178,8 @@ class Moa(LoraContinued, Routed):
 
     def _numbers(self, rows: Sequence[Encoded]) -> Sequence[int] | None:
         """Training rows' numbers among all, where what the routers read of them is the same in each epoch."""
-        if not self.routing_learned or self.mixture.reads != "base":
+        in_stage_1 = self.trainer.global_step < self.boundary  # stage 2's first batch is made before that begins
+        if in_stage_1 or not self._routers_learn or self.mixture.reads != "base":
             return None
         if not self._number:
             [run] = self.data.runs
@@ -188,12 +193,13 @@ class Moa(LoraContinued, Routed):
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         self._eta.copy_(self._etas[self.trainer.global_step])
-        if self._others is not None:
+        if self._others is not None and self.continuing:
             # As those of dropout, the random numbers of a batch depend on the seed and its number alone.
             number = self.trainer.fit_loop.epoch_loop.total_batch_idx
             draw = torch.Generator().manual_seed(OTHERS_SEED + self.seeds[0] * 1_000_003 + number)
             [run] = self.data.runs
-            self._others.copy_(torch.randint(len(run.rows("train")), self._others.shape, generator=draw))
+            drawn = torch.randint(len(run.rows("train")), self._others.shape, generator=draw)
+            self._others.copy_(drawn.pin_memory() if self._others.is_cuda else drawn, non_blocking=True)
 
     # -- evaluation: routed, and by label beside it --------------------------------------------------------------------
 
@@ -214,7 +220,7 @@ class Moa(LoraContinued, Routed):
                 alone = self._served(batch, [expert] * len(batch.rows))
                 self._losses.note(name, batch, self.passes.score(alone.scored))
         pad = padding_token(self.base.tokenizer)
-        logits = self.mixture.logits([prompt_of(row) for row in batch.rows], pad, self.passes.replayed)
+        logits = self.mixture.logits([prompt_of(row) for row in batch.rows], pad)
         self._routes.note([row.task for row in batch.rows], logits)
         if self.mixture.one_each:
             return self.passes.evaluate(self._served(batch, self.mixture.experts(logits).tolist()))

@@ -93,6 +93,11 @@ class Routed(Lora):
         return [*self.chain.flat, self.routers.rows]
 
     @property
+    def joint(self) -> bool:
+        """All of them are one mixture, which fails as a whole."""
+        return True
+
+    @property
     def stepped(self) -> list[Tensor]:
         return [*super().stepped, self.routers.rows]
 
@@ -119,7 +124,8 @@ class Routed(Lora):
         """Of the links, as `Chain.differentiate` lays it out, and of the routers; zero where the loss knows nothing."""
         parameters = [*self.chain.parameters(), self.routers.rows]
         *links, routers = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        return torch.cat([gradient.flatten(1) for gradient in links], 1), routers
+        # A product's gradient may lie transposed, which an optimizer's kernel for all tensors refuses.
+        return torch.cat([gradient.flatten(1) for gradient in links], 1), routers.contiguous()
 
     def add_gradient(self, gradient: tuple[Tensor, ...], weight: float) -> None:
         super().add_gradient(gradient, weight)
