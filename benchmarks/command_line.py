@@ -106,7 +106,7 @@ class Parts:
     The same command goes on after what is in it, so that one which is cut loses the part under way and no other.
 
     Args:
-        settings: of the command, as far as they change what is found.
+        settings: of the command, as far as they change what is found. Of files and folders the name alone is kept.
         skip: parts to leave out.
 
     Raises:
@@ -115,7 +115,8 @@ class Parts:
 
     def __init__(self, path: Path, settings: Figures, skip: Sequence[str] = ()):
         self.path, self.skip = path, skip
-        self._head = {"settings": settings, "device": device(), "torch": torch.__version__}
+        named = {k: Path(v).name if isinstance(v, str) and Path(v).exists() else v for k, v in settings.items()}
+        self._head = {"settings": named, "device": device(), "torch": torch.__version__}
         self.found: Figures = {}
         if path.is_file():
             kept = json.loads(path.read_text())

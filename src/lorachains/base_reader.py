@@ -134,6 +134,39 @@ class BaseReader:
         return texts * self.routers.rows[0].nbytes <= ROOM * free
 
 
+class OtherTexts:
+    """Training texts beside a batch's own from which routers learn, drawn anew for each batch from those that are kept.
+
+    Args:
+        reader: what keeps them.
+        count: how many a batch.
+        domains: of all training texts, by their numbers; as many as there are experts, of one that doesn't count.
+
+    Attributes:
+        numbers: those drawn. They stay where they are, for a pass that is replayed.
+    """
+
+    def __init__(self, reader: BaseReader, count: int, domains: Int64[Tensor, " texts"]):
+        self.reader, self.domains = reader, domains
+        self.numbers = domains.new_zeros(count)
+
+    def draw(self, seed: int) -> None:
+        """Draws others; the same ones by the same seed. The host doesn't wait for the device."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(self.domains), self.numbers.shape, generator=generator)
+        self.numbers.copy_(drawn.pin_memory() if self.numbers.is_cuda else drawn, non_blocking=True)
+
+    def beside(
+        self, read: Float[Tensor, "blocks texts hidden"], domains: Int64[Tensor, " texts"]
+    ) -> tuple[Float[Tensor, "blocks more hidden"], Int64[Tensor, " more"]]:
+        """What routers read of a batch's texts, and these texts' domains, with those drawn; nothing more if none are
+        kept."""
+        if self.reader.known is None:
+            return read, domains
+        others = self.reader.known[self.numbers].transpose(0, 1)
+        return torch.cat([read, others], 1), torch.cat([domains, self.domains[self.numbers]])
+
+
 def prompts_in(model: PreTrainedModel, batch: TokenBatch) -> tuple[Prompts, Int64[Tensor, " bounds"]]:
     """Where a batch's prompts are, in the layout in which the model reads it, and the bounds of its texts."""
     return stream_prompts(batch) if packs(model) else padded_prompts(batch)

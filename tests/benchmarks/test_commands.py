@@ -32,6 +32,18 @@ def test_what_a_cut_command_has_found_is_not_measured_again(tmp_path: Path) -> N
         Parts(path, {"rows": 9})
 
 
+def test_a_figures_file_names_no_folder_of_its_machine(tmp_path: Path) -> None:
+    """And goes on where the same model lies elsewhere."""
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        (folder / "model.gguf").touch()
+        given = {"model": str(folder / "model.gguf"), "rows": 8}
+        Parts(tmp_path / "figures.json", given).find(folder.name, lambda: 1.0)
+    kept = json.loads((tmp_path / "figures.json").read_text())
+    assert kept["settings"] == {"model": "model.gguf", "rows": 8}
+    assert kept["parts"] == {"one": 1.0, "two": 1.0}
+
+
 def test_wrong_settings_are_told_in_one_line() -> None:
     assert arguments(["model=tiny", "skip=ours,theirs"]) == {"name": "tiny", "skip": ["ours", "theirs"]}
     with pytest.raises(LorachainsError, match="'rows' is no setting: give key=value"):

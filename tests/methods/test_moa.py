@@ -184,7 +184,7 @@ def test_routers_learn_from_other_texts_too(arch: str) -> None:
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
             assert isinstance(pl_module, Moa)
             assert pl_module._others is not None
-            drawn.append(pl_module._others.tolist())
+            drawn.append(pl_module._others.numbers.tolist())
 
     method = moa("method.stage1_epochs=0", "method.router_lr=1e-2", "method.router_batch_size=11", arch=arch)
     fit(method, "trainer.max_epochs=1", callbacks=[Drawn()], **DATA)

@@ -47,6 +47,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lorachains.base_reader import OtherTexts
 from lorachains.batch import TokenBatch
 from lorachains.data import EvalBatch
 from lorachains.data.protocol import positive
@@ -65,9 +66,6 @@ from lorachains.routers import router_losses
 from lorachains.run_folder import RunFolder, write_whole
 
 log = logging.getLogger(__name__)
-
-OTHERS_SEED = 0x30A
-"""Where the random numbers begin by which other texts are drawn for the routers."""
 
 
 class Moa(LoraContinued, Routed):
@@ -107,7 +105,7 @@ class Moa(LoraContinued, Routed):
         self._told: dict[str, float] = {}
         self._number: dict[int, int] = {}
         self.router_batch_size = router_batch_size
-        self._others: Tensor | None = None  # numbers of training rows, for a pass that is replayed
+        self._others: OtherTexts | None = None
         if router_batch_size is not None:
             positive("method.router_batch_size", router_batch_size)
         check_switch("method.heat_map", heat_map)
@@ -140,9 +138,8 @@ class Moa(LoraContinued, Routed):
         if self.eta == 0:
             return terms
         read, domains = torch.stack(pooled), prompts.domains(experts)
-        if self._others is not None and batch.numbers is not None and self.mixture.by_base.known is not None:
-            read = torch.cat([read, self.mixture.by_base.known[self._others].transpose(0, 1)], 1)
-            domains = torch.cat([domains, self._domains[self._others]])
+        if self._others is not None and batch.numbers is not None:
+            read, domains = self._others.beside(read, domains)
         return terms | {"router": self._eta * router_losses(self.routers.logits(read), domains)}
 
     @property
@@ -168,7 +165,8 @@ class Moa(LoraContinued, Routed):
         self.data.number(self._numbers)
         others = (self.router_batch_size or 0) - run.batch_size
         if others > 0 and self.mixture.reads == "base":
-            self._others = torch.zeros(others, dtype=torch.long, device=self.device)
+            owners = [len(self.names) if row.task == NO_TASK else row.task for row in run.rows("train")]
+            self._others = OtherTexts(self.mixture.by_base, others, torch.tensor(owners, device=self.device))
         if self.way != "label":  # each text is served by all experts then
             self.presence[self.boundary :] = True
         span = self.total_steps - self.boundary
@@ -186,8 +184,6 @@ class Moa(LoraContinued, Routed):
             every = run.rows("train")
             self._number = {id(row): number for number, row in enumerate(every)}
             self.mixture.by_base.keep([prompt_of(row) for row in every], padding_token(self.base.tokenizer))
-            owners = [len(self.names) if row.task == NO_TASK else row.task for row in every]
-            self._domains = torch.tensor(owners, device=self.device)
         return [self._number[id(row)] for row in rows]
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
@@ -195,11 +191,7 @@ class Moa(LoraContinued, Routed):
         self._eta.copy_(self._etas[self.trainer.global_step])
         if self._others is not None and self.continuing:
             # As those of dropout, the random numbers of a batch depend on the seed and its number alone.
-            number = self.trainer.fit_loop.epoch_loop.total_batch_idx
-            draw = torch.Generator().manual_seed(OTHERS_SEED + self.seeds[0] * 1_000_003 + number)
-            [run] = self.data.runs
-            drawn = torch.randint(len(run.rows("train")), self._others.shape, generator=draw)
-            self._others.copy_(drawn.pin_memory() if self._others.is_cuda else drawn, non_blocking=True)
+            self._others.draw(self.seeds[0] * 1_000_003 + self.trainer.fit_loop.epoch_loop.total_batch_idx)
 
     # -- evaluation: routed, and by label beside it --------------------------------------------------------------------
 
