@@ -106,6 +106,20 @@ def test_figures_show_the_runs_of_tables() -> None:
         assert drawn == printed
 
 
+@pytest.mark.parametrize("size", sweeps.SIZES)
+def test_activated_chains_differ_from_ordinary_ones_in_nothing_else(size: str) -> None:
+    sweep = load("chain-of-lora-activated", size)
+    kinds = {
+        kind: {
+            tuple(o for o in job.overrides if not o.startswith("method.activated="))
+            for row, column in cells(sweep) if row.label.endswith(kind)
+            for job in sweep.jobs(row, column)
+        }
+        for kind in ("ordinary", "selector activated", "all activated")
+    }  # fmt: skip
+    assert kinds["ordinary"] == kinds["selector activated"] == kinds["all activated"]
+
+
 def test_a_row_replaces_what_all_have() -> None:
     sweep = load("cola-table1", "paper")
     finetune = next(row for row in sweep.rows if row.label == "Finetune")
