@@ -22,6 +22,7 @@ from lorachains.reproduce.passes import Launch
 from lorachains.reproduce.reports import report
 from lorachains.reproduce.runs import Composer, Table
 from lorachains.reproduce.sweeps import load, names, read
+from lorachains.reproduce.worker import GRACE
 from tests.jobs import metrics, predictions
 
 SWEEP = """
@@ -145,7 +146,9 @@ def run_and_kill(folder: Path, seconds: float) -> None:
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(1)  # its worker ends by itself
+    end = time.monotonic() + GRACE + 1
+    while workers(folder) and time.monotonic() < end:  # they end by themselves
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
