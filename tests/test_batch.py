@@ -43,17 +43,22 @@ def test_segments_cover_the_stream_and_positions_count_in_each(owners: list[int]
     assert batch.bounds[0] == 0
     assert batch.bounds[-1] == sum(batch.lengths) == len(batch.input_ids)
     assert batch.longest == max(batch.lengths)
-    assert batch.position_ids.tolist() == [place for length in batch.lengths for place in range(length)]
+    own = zip(batch.lengths, batch.padding, strict=True)
+    assert batch.position_ids.tolist() == [n for length, more in own for n in [*range(length - more), *[0] * more]]
 
 
 @owned
 def test_what_is_no_text_is_padding(owners: list[int] | None) -> None:
     batch = packed(owners)
     pieces = batch.input_ids.split(batch.lengths)
-    assert sorted(pieces[i].tolist() for i in batch.texts) == sorted(text.input_ids[:-1] for text in TEXTS)
-    padding = [piece for i, piece in enumerate(pieces) if i not in batch.texts]
-    assert all(piece.eq(7).all() for piece in padding)
-    assert bool(padding) == (owners is not None)
+    texts = [pieces[i][: batch.lengths[i] - batch.padding[i]].tolist() for i in batch.texts]
+    assert sorted(texts) == sorted(text.input_ids[:-1] for text in TEXTS)
+    ends = [piece[len(piece) - more :] for piece, more in zip(pieces, batch.padding, strict=True)]
+    blocks = [piece for i, piece in enumerate(pieces) if i not in batch.texts]
+    assert all(piece.eq(7).all() for piece in (*ends, *blocks))
+    assert any(batch.padding) == (owners is not None)
+    assert all(len(piece) == BLOCK for piece in blocks)
+    assert len(blocks) == (0 if owners is None else max(owners) + 1 - len(set(owners)))
 
 
 @pytest.mark.parametrize("owners", [OWNERS["three"], OWNERS["a gap"]], ids=["three", "a gap"])
@@ -186,8 +191,8 @@ def test_padded_rows_are_the_texts(owners: list[int] | None) -> None:
     rows = batch.padded()
     pieces = batch.input_ids.split(batch.lengths)
     for ids, mask, i in zip(rows.input_ids, rows.attention_mask, batch.texts, strict=True):
-        length = batch.lengths[i]
-        assert torch.equal(ids[:length], pieces[i])
+        length = batch.lengths[i] - batch.padding[i]
+        assert torch.equal(ids[:length], pieces[i][:length])
         assert mask.tolist() == [1] * length + [0] * (len(ids) - length)
         assert not ids[length:].any()
     assert torch.equal(rows.input_ids.flatten()[rows.positions], batch.input_ids[batch.positions])
@@ -285,7 +290,8 @@ def test_the_number_of_a_text_stands_beside_its_segment(owners: list[int] | None
     batch = packed(None if owners is None else [*owners, owners[1]], texts)
     given = batch.numbered([len(text.input_ids) for text in texts])
     assert given.numbers is not None
-    expected = [batch.lengths[i] + 1 if i in batch.texts else 0 for i in range(len(batch.lengths))]
+    own = zip(batch.lengths, batch.padding, strict=True)
+    expected = [length - more + 1 if i in batch.texts else 0 for i, (length, more) in enumerate(own)]
     assert given.numbers.tolist() == expected
     more, rows = filled(given, 99), given.padded()
     assert more.numbers is not None

@@ -63,7 +63,7 @@ class TokenBatch:
     Attributes:
         position_ids: each token's place in its text.
         bounds: where each segment begins, and the end: `(segments + 1,)`. A segment is a text, a part of texts, or
-            padding.
+            padding. An adapter's last one ends in padding that fills up its block.
         adapters: `(tokens / BLOCK,)` the adapter of each block, ascending; `None` if there is one adapter. Texts that
             none is to serve count as those of one more, here and in all that follows.
         ends: `(experts,)` where each adapter's tokens end; `None` if there is one adapter.
@@ -72,10 +72,11 @@ class TokenBatch:
         candidate: which of the texts given each answer token belongs to.
         served: the adapter of each answer token.
         lengths: of the segments; known on the host, so that nobody has to ask the device, like all below.
+        padding: how many tokens at each segment's end are padding, where it isn't padding as a whole.
         texts: which segments are texts.
         candidates: the number of texts given.
         loads: of each adapter; on all devices, if several share a batch.
-        longest: no text is longer.
+        longest: no segment is longer, with what else it attends to.
         keys: where in the stream is what each segment attends to, segment by segment; `None` if each to itself alone.
         key_bounds: as `bounds`, of the keys.
         key_lengths: of each segment's keys.
@@ -94,6 +95,7 @@ class TokenBatch:
     candidate: Int64[Tensor, " answers"]
     served: Int64[Tensor, " answers"]
     lengths: tuple[int, ...]
+    padding: tuple[int, ...]
     texts: tuple[int, ...]
     candidates: int
     loads: tuple[Load, ...]
@@ -147,7 +149,7 @@ class TokenBatch:
         offset = torch.tensor([row * width - starts[i] for row, i in enumerate(self.texts)], device=device)
         segment = torch.bucketize(self.positions, self.bounds.long(), right=True) - 1
         row = torch.bucketize(segment, torch.tensor(self.texts, device=device))
-        lengths = torch.tensor([self.lengths[i] for i in self.texts], device=device)
+        lengths = torch.tensor([self.lengths[i] - self.padding[i] for i in self.texts], device=device)
         blocks = torch.tensor([starts[i] // BLOCK for i in self.texts], device=device)
         return PaddedBatch(
             input_ids,
@@ -161,7 +163,7 @@ class TokenBatch:
     def _rows(self, by_token: Tensor) -> Tensor:
         """The texts' tokens one below the other, zero where a text has none."""
         pieces = by_token.split(self.lengths)
-        return pad_sequence([pieces[i] for i in self.texts], batch_first=True)
+        return pad_sequence([pieces[i][: self.lengths[i] - self.padding[i]] for i in self.texts], batch_first=True)
 
 
 @dataclass
@@ -206,8 +208,10 @@ def pack(
         for family in families(read) if share else [Family((i,), len(text)) for i, text in enumerate(read)]:
             for member, places in zip(family.members, stream.add_family(read, family), strict=True):
                 answers += [(i, places[len(places) - len(texts[i].answer) :]) for i in same[member]]
-        if adapters is not None:
-            stream.add_padding(-stream.size % BLOCK if shared else BLOCK, pad)
+        if adapters is not None and shared:
+            stream.fill_up(-stream.size % BLOCK, pad)
+        elif adapters is not None:
+            stream.add_padding(BLOCK, pad)
         ends.append(stream.size)
     which = np.repeat([i for i, _ in answers], [len(places) for _, places in answers])
     blocks = np.repeat(np.arange(experts), np.diff(ends, prepend=0) // BLOCK)

@@ -67,7 +67,7 @@ def filled(batch: TokenBatch, longest: int, size: Size | None = None) -> TokenBa
     """The same batch with more padding, empty segments and ignored targets.
 
     Args:
-        longest: of all batches to come.
+        longest: of all batches to come, as `TokenBatch.longest`.
         size: by default the next one.
     """
     size = size or Sizes().of(batch)
@@ -90,6 +90,7 @@ def filled(batch: TokenBatch, longest: int, size: Size | None = None) -> TokenBa
         candidate=_fill(batch.candidate, size.answers),
         served=_fill(batch.served, size.answers),
         lengths=tuple(lengths),
+        padding=(*batch.padding, *[0] * (len(lengths) - len(batch.lengths))),
         longest=longest,
         numbers=None if batch.numbers is None else _fill(batch.numbers, len(lengths)),
         **_filled_keys(batch, lengths[len(batch.lengths) :], size.keys),

@@ -36,6 +36,7 @@ class Segments:
         self.size = read
         self._segments: list[np.ndarray] = []
         self._keys: list[np.ndarray] = []  # of each segment
+        self._padding: list[int] = []  # of each segment, at its end
         self._texts: list[int] = []
 
     def add_family(self, texts: Sequence[np.ndarray], family: Family, before: np.ndarray = NOTHING) -> list[np.ndarray]:
@@ -51,15 +52,25 @@ class Segments:
         return [self._add(rest, begin, is_text=True) if len(rest) else begin for rest in rests]
 
     def add_padding(self, size: int, token: int) -> None:
-        """Adds so many tokens that are no text."""
-        if size:
-            self._add(marked(np.full(size, token), 0), NOTHING, is_text=False)
+        """Adds a segment of so many tokens that are no text."""
+        self._add(marked(np.full(size, token), 0), NOTHING, is_text=False)
+
+    def fill_up(self, size: int, token: int) -> None:
+        """Makes the last segment so many tokens longer. They attend to it, and nothing to them.
+
+        As a segment of their own they would cost attention as much as a text does.
+        """
+        self._segments[-1] = np.concatenate([self._segments[-1], marked(np.full(size, token), 0)])
+        self._keys[-1] = np.concatenate([self._keys[-1], np.arange(self.size, self.size + size)])
+        self._padding[-1] += size
+        self.size += size
 
     def _add(self, tokens: np.ndarray, before: np.ndarray, is_text: bool) -> np.ndarray:
         """Adds a segment that attends to itself and to what is `before` it; returns where all of that is."""
         if is_text:
             self._texts.append(len(self._segments))
         self._segments.append(tokens)
+        self._padding.append(0)
         self._keys.append(np.concatenate([before, np.arange(self.size, self.size + len(tokens))]))
         self.size += len(tokens)
         return self._keys[-1]
@@ -67,7 +78,8 @@ class Segments:
     def tensors(self) -> dict[str, Any]:
         """What a batch holds of its stream."""
         lengths, key_lengths = ([len(piece) for piece in pieces] for pieces in (self._segments, self._keys))
-        places = [np.arange(keys - own, keys) for own, keys in zip(lengths, key_lengths, strict=True)]
+        sizes = zip(lengths, key_lengths, self._padding, strict=True)
+        places = [np.pad(np.arange(keys - own, keys - more), (0, more)) for own, keys, more in sizes]
         tokens = np.concatenate(self._segments)
         active = tokens % 2 > 0
         found = {
@@ -76,6 +88,7 @@ class Segments:
             "position_ids": torch.from_numpy(np.concatenate(places)),
             "bounds": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
             "lengths": tuple(lengths),
+            "padding": tuple(self._padding),
             "texts": tuple(self._texts),
             "longest": max(key_lengths),
         }

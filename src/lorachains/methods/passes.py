@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lorachains.batch import TokenBatch
+from lorachains.batch import BLOCK, TokenBatch
 from lorachains.data import EvalBatch
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generate, generator
@@ -56,7 +56,8 @@ class Passes:
             if why and model.device.type == "cuda":
                 log.warning("not compiled (trainer.compile=auto): %s", why)
             return
-        self.longest = max(run.longest() for run in self.method.data.runs)
+        filling = BLOCK - 1 if self.method.chain.experts > 1 else 0  # of a block
+        self.longest = max(run.longest() for run in self.method.data.runs) + filling
         self._sizes = {"train": Sizes(), "evaluate": Sizes()}
         if self.method.compiled and not self._compiled:
             compile_layers(model, self.method.compiled_beside)
