@@ -56,7 +56,7 @@ class Passes:
             if why and model.device.type == "cuda":
                 log.warning("not compiled (trainer.compile=auto): %s", why)
             return
-        filling = BLOCK - 1 if self.method.chain.experts > 1 else 0  # of a block
+        filling = BLOCK - 1 if self.method.serving.bank > 1 else 0  # of a block
         self.longest = max(run.longest() for run in self.method.data.runs) + filling
         self._sizes = {"train": Sizes(), "evaluate": Sizes()}
         if self.method.compiled and not self._compiled:
