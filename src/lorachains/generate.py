@@ -15,6 +15,7 @@ from lorachains.answering.engine import Answerer
 from lorachains.answering.replies import Answered
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
+from lorachains.data.protocol import positive
 from lorachains.data.rows import read_file
 from lorachains.errors import LorachainsError
 from lorachains.generation import Sampling
@@ -49,6 +50,8 @@ def answers(chain: Answerer, texts: Sequence[str], cfg: DictConfig) -> list[dict
     """What is printed of each text's answer."""
     if cfg.answers not in ("best", "all"):
         raise LorachainsError(f"answers is {cfg.answers!r}: choose best or all")
+    for key in ("max_new_tokens", "batch_size"):
+        positive(key, cfg[key])
     sampling = None if cfg.sampling is None else _sampling(cfg, len(texts))
     found = chain.generate(texts, cfg.max_new_tokens, cfg.top_k, cfg.batch_size, sampling)
     return [_line(text, answer, cfg.answers == "all") for text, answer in zip(texts, found, strict=True)]

@@ -17,6 +17,11 @@ from lorachains.run_folder import RunFolder
 SECTIONS = ("model", "data")
 BEGINNINGS = ("start_from", "start_links", "start", "train", "experts")
 """Settings of methods that say what training begins with."""
+TRAINING = (
+    "optim", "stage1_epochs", "eta", "eta_schedule", "route", "unlabelled", "router_lr", "router_batch_size",
+    "selector_lr", "selector_batch_size", "decoys",
+)  # fmt: skip
+"""Settings of methods that say how they train."""
 
 
 def split_arguments(arguments: list[str], sections: Sequence[str] = SECTIONS) -> tuple[list[str], list[str]]:
@@ -84,8 +89,8 @@ def _check_changes(changes: list[str], scored: Path | str, loadable: bool) -> No
     if of_method and not loadable:
         raise LorachainsError(f"{of_method[0]} changes nothing: {scored} has one adapter, or none; leave it out")
     for change in of_method:
-        if change.lstrip("+").partition("=")[0].split(".")[1] in BEGINNINGS:
-            raise LorachainsError(f"{change} says what training begins with, which is over: leave it out")
+        if change.lstrip("+").partition("=")[0].split(".")[1] in BEGINNINGS + TRAINING:
+            raise LorachainsError(f"{change} is of training, which is over: leave it out")
 
 
 def _loadable(method: DictConfig, run: RunFolder, mixture: str | None) -> dict[str, Any]:

@@ -89,6 +89,12 @@ class Optim:
                 return 1.0
 
 
+def check_rate(key: str, value: object) -> None:
+    """Raises `LorachainsError` where the config value is no learning rate."""
+    if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
+        raise LorachainsError(f"{key} is {value!r}: give a learning rate above 0, or null")
+
+
 def alike(recipes: Sequence[Optim]) -> list[int]:
     """The lengths of the longest stretches of recipes whose optimizers have the same settings."""
     return [len(list(stretch)) for _, stretch in groupby(recipe.settings for recipe in recipes)]

@@ -135,10 +135,19 @@ def test_a_run_of_one_adapter_answers_too(tmp_path: Path) -> None:
         lorachains.load(str(tmp_path), base=base(), selection="exact")
 
 
+@pytest.mark.parametrize("texts", ["31 + 44 =", [1], None])
+def test_one_instruction_is_no_list(texts: Any, chain: Answerer) -> None:
+    for answer in (chain.select, chain.generate):
+        with pytest.raises(LorachainsError, match=r"is no list of instructions: give one, as \['…', '…'\]"):
+            answer(texts)
+
+
 def test_folders_and_bases_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LorachainsError, match=r"config.yaml is missing"):
         lorachains.load(str(tmp_path))
     with pytest.raises(LorachainsError, match=r"fallback is 'x': choose base or one of one, two, free"):
         lorachains.load(str(folder), base=base(), fallback="x")
+    with pytest.raises(LorachainsError, match=r"load has no fallbak"):
+        lorachains.load(str(folder), base=base(), fallbak="base")
     with pytest.raises(LorachainsError, match=r"load it with its own base"):
         lorachains.load(str(folder), base=language_model(dtype=torch.float64, initializer_range=0.5))

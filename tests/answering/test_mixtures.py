@@ -103,6 +103,8 @@ def test_where_blocks_decide_the_mixture_answers(decision: str, runs: Path) -> N
         assert reply.text == str(own.tokenizer.decode(new, skip_special_tokens=True)).strip()
     with pytest.raises(LorachainsError, match=r"top_k is 2, but here all experts answer together"):
         answerer.generate(TEXTS, 2, k=2)
+    with pytest.raises(LorachainsError, match=r"is no list of instructions"):
+        answerer.select(TEXTS[0])
 
 
 def test_a_mixture_by_token_answers_as_it_reads(runs: Path) -> None:

@@ -138,7 +138,8 @@ def test_what_changes_nothing_or_overwrites_a_run_is_refused(train: Train, evalu
     Path("file").touch()
     for arguments, says in (
         (["run=run", "method.select=last"], "method.select=last changes nothing: run has one adapter, or none"),
-        (["run=several", "method.experts=x"], "method.experts=x says what training begins with, which is over"),
+        (["run=several", "method.experts=x"], "method.experts=x is of training, which is over"),
+        (["run=several", "method.eta=0"], "method.eta=0 is of training, which is over"),
         (["run=several", "output=run"], "output is run, a run's folder with metrics of its own: choose another"),
         (["run=several", "output=file"], "file: File exists: correct the path"),
         (["run=several", "adapter=run/adapter", "mixture=several/adapters"], "is made of, and no adapter"),

@@ -114,6 +114,8 @@ def test_a_mixture_tells_its_route(train: Train, generate: Generate) -> None:
     assert (soft["task"], soft["route"]["decision"]) == ("mixture", "soft"), err
     code, _, err = generate(*asked, "decision=best")
     assert (code, "decision is 'best': choose vote" in err) == (1, True)
+    code, _, err = generate(*asked[:2], "max_new_tokens=null")
+    assert (code, "max_new_tokens is None: give a whole number above 0" in err) == (1, True)
     code, _, err = generate(*asked, "threshold=0.5")
     assert (code, "run holds no chain" in err) == (1, True)
     code, _, err = generate(*asked, "expert=syllogism", "decision=soft", "threshold=0.5")

@@ -167,6 +167,16 @@ def test_rows_without_a_label_are_trained_on_if_they_may_be(tmp_path: Path) -> N
         assert [e.prompt for e in more.test] == [e.prompt for e in less.test], "labelled rows stay where they are"
 
 
+def test_an_empty_cell_is_no_label(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("task,input,output\n" + "".join(f"{'ab'[i % 2] if i < 20 else ''},{i},x\n" for i in range(25)))
+    free = _module("+data=instructions", f"data.path={path}", "data.unlabelled=true")
+    free.setup()
+    assert (free.unlabelled, free.task_names) == (5, ["a", "b"])
+    with pytest.raises(hydra.errors.InstantiationException, match=r"rows.csv:22: the task label is ''"):
+        _module("+data=instructions", f"data.path={path}")
+
+
 def test_rows_without_a_label_are_refused_if_they_may_not_be(tmp_path: Path) -> None:
     with pytest.raises(hydra.errors.InstantiationException, match=r"rows.jsonl:1: field 'task' is null"):
         _unlabelled(tmp_path)

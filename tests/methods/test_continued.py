@@ -71,6 +71,16 @@ def test_side_by_side_each_run_is_the_run_alone(tmp_path: Path) -> None:
         assert same(tmp_path / "together" / i, tmp_path / "apart" / i, 1e-8)
 
 
+def test_half_of_all_epochs_is_stage_1(caplog: pytest.LogCaptureFixture) -> None:
+    """An epoch cut short counts as one; of a single one nothing is stage 1, which is said."""
+    method: Any = continued("method.stage1_epochs=null")
+    fit(method, "trainer.max_epochs=2", "trainer.max_steps=13")
+    assert (method.steps_per_epoch, method.boundary) == (7, 7)
+    method = continued("method.stage1_epochs=null")
+    fit(method, "trainer.max_epochs=1")
+    assert (method.boundary, "of one epoch stage 1 has none" in caplog.text) == (0, True)
+
+
 def test_refusals() -> None:
     with pytest.raises(InstantiationException, match=r"method.stage1_epochs is -1"):
         continued("method.stage1_epochs=-1")

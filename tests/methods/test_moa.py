@@ -365,10 +365,16 @@ def test_experts_of_a_finished_run_are_taken_over(finished: Path, tmp_path: Path
     ("overrides", "says"),
     [
         (["method.eta=-1"], "method.eta is -1"),
+        (["method.eta=null"], "method.eta is None"),
+        (["method.eta=much"], "method.eta is 'much'"),
+        (["method.eta=inf"], "method.eta is inf"),
+        (["method.eta=true"], "method.eta is True"),
         (["method.eta_schedule=cosine"], "method.eta_schedule is 'cosine'"),
         (["method.voters=[2]"], r"method.voters is \[2\]: give numbers from 0 to 1"),
         (["method.route=hard"], "method.route is 'hard'"),
         (["method.router_lr=0"], "method.router_lr is 0"),
+        (["method.router_lr=inf"], "method.router_lr is inf"),
+        (["method.router_lr=true"], "method.router_lr is True"),
         (["method.router_batch_size=0"], "method.router_batch_size is 0"),
         (["method.decision=best"], "decision is 'best'"),
         (["method.share_router=false"], "needs LoRAs in each block's attention and in its feed-forward"),
@@ -389,6 +395,8 @@ def test_refusals(overrides: list[str], says: str) -> None:
 def test_no_step_is_left_for_stage_2() -> None:
     with pytest.raises(LorachainsError, match="leaves none of 7 optimizer steps for stage 2"):
         fit(moa("method.stage1_epochs=1"), "trainer.max_epochs=1", **DATA)
+    with pytest.raises(LorachainsError, match=r"no optimizer step for stage 2: raise trainer\.max_epochs"):
+        fit(moa(), "trainer.max_steps=0", **DATA)
 
 
 def test_experts_and_tasks_have_the_same_names() -> None:

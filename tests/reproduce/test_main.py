@@ -12,12 +12,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 
 from lorachains.config import conf_dir
 from lorachains.errors import LorachainsError
 from lorachains.reproduce import passes
-from lorachains.reproduce.__main__ import reproduce
+from lorachains.reproduce.__main__ import check, reproduce
 from lorachains.reproduce.passes import Launch
 from lorachains.reproduce.reports import report
 from lorachains.reproduce.runs import Composer, Table
@@ -103,6 +103,27 @@ def test_a_job_that_cannot_be_composed_is_named(tmp_path: Path) -> None:
         pytest.raises(LorachainsError, match=r"cola-table1, COLA, syllogism: .*knots\.lnks"),
     ):
         Composer(tmp_path).table(sweep)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("table=null", "table is None: give a name"),
+        ("table=5", "table is 5: give a name"),
+        ("table=[]", r"table is \[\]: give a name"),
+        ("root=null", "root is None: give a folder"),
+        ("overrides=devices", "overrides is 'devices': give a list"),
+        ("overrides=null", "overrides is None: give a list"),
+        ("launcher=none", "launcher is 'none': give one of Hydra's"),
+        ("workers=0", "workers is 0: give a whole number above 0"),
+        ("group_size=two", "group_size is 'two': give a whole number above 0"),
+    ],
+)
+def test_settings_that_make_no_sense(override: str, says: str) -> None:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        check(compose("reproduce", ["table=cola-table1"]))
+        with pytest.raises(LorachainsError, match=says):
+            check(compose("reproduce", ["table=cola-table1", override]))
 
 
 def test_runs_begin_with_those_of_the_same_seed_and_rate(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lorachains.answering.folder import BASE, ChainFile
 from lorachains.answering.generated import generated_names
 from lorachains.answering.prompts import ActivatedPrompts, ChainPrompts, Prompts
-from lorachains.answering.replies import Answered, Choice, Reply, answering, best_first
+from lorachains.answering.replies import Answered, Choice, Reply, answering, best_first, check_texts
 from lorachains.answering.selectors import Selector, choices
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.chain import Chain
@@ -76,6 +76,7 @@ class Answerer:
             k: of the likeliest tasks so many are told.
             batch_size: instructions of a forward pass.
         """
+        check_texts(texts)
         if self.selector is not None:
             return self.selector.select(texts, k, batch_size)
         if self.settings is None and k != 1:
@@ -97,6 +98,7 @@ class Answerer:
             batch_size: answers of a forward pass.
             sampling: with a seed for each text; greedy by default.
         """
+        check_texts(texts)
         if self.resident:
             return self._generate(texts, max_new_tokens, k, batch_size, sampling)
         found: list[Answered] = []

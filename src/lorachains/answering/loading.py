@@ -59,6 +59,8 @@ def load(
     run, path = RunFolder(Path(folder)), Path(folder)
     adapters = Path(mixture) if mixture is not None else run.adapters
     chain, routed = (path / FILE).is_file(), (adapters / ABOUT).is_file() or mixture is not None
+    if unknown := changes.keys() - {"selection", "threshold", "fallback"}:
+        raise LorachainsError(f"load has no {', '.join(sorted(unknown))}: what it takes is in its docstring")
     chosen = {key: value for key, value in changes.items() if value is not None}
     if (path / SELECTOR_FILE).is_file():
         raise LorachainsError(f"{path} holds a selector and none that answers: give it as selector, beside a chain")

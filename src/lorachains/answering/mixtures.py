@@ -13,7 +13,7 @@ import torch
 
 from lorachains.answering.engine import Answerer, parts
 from lorachains.answering.prompts import Prompts
-from lorachains.answering.replies import Choice, Route
+from lorachains.answering.replies import Choice, Route, check_texts
 from lorachains.batch import Tokens
 from lorachains.data.protocol import positive
 from lorachains.data.tokens import padding_token
@@ -58,6 +58,7 @@ class MixtureAnswerer(Answerer):
         Raises:
             LorachainsError: so many make no sense, or several are to answer, but none answers alone.
         """
+        check_texts(texts)
         positive("top_k", k)
         if not self.alone and k != 1:
             raise LorachainsError(f"top_k is {k}, but here all experts answer together: set top_k=1, or decision=vote")

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lorachains.errors import LorachainsError
+
 
 @dataclass(frozen=True)
 class Route:
@@ -66,6 +68,12 @@ class Answered:
 
     choice: Choice
     replies: tuple[Reply, ...]
+
+
+def check_texts(texts: object) -> None:
+    """Raises `LorachainsError` where they are no list of instructions, but one, say."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise LorachainsError(f"{texts!r:.60} is no list of instructions: give one, as ['…', '…']")
 
 
 def answering(choice: Choice, k: int) -> tuple[str, ...]:

@@ -69,13 +69,13 @@ class FlopsCount(L.Callback):
         """
         metrics: dict[str, float] = {}
         for key, all_of in (("flops", self.counted), ("flops_6n", self.estimated)):
-            if all_of is None:
+            if not all_of:  # none were counted, or no batch was seen
                 continue
             own = all_of[run * len(names) : (run + 1) * len(names)]
             metrics[f"train/{key}"] = sum(own) + sum(all_of[bank:])
             if len(names) > 1:
                 metrics |= {f"train/{name}/{key}": flops for name, flops in zip(names, own, strict=True)}
-        if self.counted is not None:
+        if self.counted:
             metrics["train/flops_per_second"] = sum(self.counted) / max(seconds, 1e-9)
         return metrics
 

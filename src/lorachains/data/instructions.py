@@ -93,7 +93,9 @@ class Columns:
         return Record(self._label(row), instruction, input, accepted, row.source, letters)
 
     def _label(self, row: Row) -> str:
-        if self.unlabelled and self.task and "." not in self.task and row.values.get(self.task) is None:
+        if (
+            self.unlabelled and self.task and "." not in self.task and row.values.get(self.task) in (None, "")
+        ):  # CSV has no null
             return UNLABELLED
         return _checked(row.text(self.task).strip() if self.task else self.label, row.source)
 

@@ -7,7 +7,6 @@ that it would be alone. Each is kept at its own best epoch.
 The paper trains "the two separately" (§II-B) and gives no hyper-parameters; that is the same for every adapter.
 """
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +30,7 @@ from lorachains.methods.lora import Lora
 from lorachains.methods.routed_answers import routed_metrics
 from lorachains.methods.selectors import check_tasks, question_of
 from lorachains.models import LanguageModel
-from lorachains.optim import Optim
+from lorachains.optim import Optim, check_rate
 from lorachains.parallel import writes
 from lorachains.peft_format import check_base, read_config
 from lorachains.run_folder import RunFolder
@@ -196,8 +195,7 @@ class ChainOfLora(Lora):
 
 def _with_selectors(recipe: Optim, selector_lr: float, experts: int) -> Optim:
     """A run's optimizer recipe with a learning rate of the selector's own."""
-    if not (isinstance(selector_lr, int | float) and 0 < selector_lr < math.inf):
-        raise LorachainsError(f"method.selector_lr is {selector_lr!r}: give a learning rate above 0, or null")
+    check_rate("method.selector_lr", selector_lr)
     if len(recipe.peak()) > 1:
         raise LorachainsError(
             f"method.selector_lr is {selector_lr}, but optim.lr gives each adapter a rate, the selector the first: "

@@ -25,7 +25,8 @@ class LoraContinued(Lora):
     """Trains adapters in two stages.
 
     Args:
-        stage1_epochs: so many of the first epochs are stage 1; `None` for half of all.
+        stage1_epochs: so many of the first epochs are stage 1; `None` for half of all, of an odd number one less than
+            stage 2 has. An epoch cut short by `trainer.max_steps` counts as one.
         others: see `Lora`.
 
     Attributes:
@@ -54,7 +55,11 @@ class LoraContinued(Lora):
             LorachainsError: none is left for stage 2.
         """
         each, total = self.steps_per_epoch, self.total_steps
-        steps = (total // each // 2 if self.stage1_epochs is None else self.stage1_epochs) * each
+        if total == 0:
+            raise LorachainsError(
+                "there is no optimizer step for stage 2: raise trainer.max_epochs or trainer.max_steps"
+            )
+        steps = (-(-total // each) // 2 if self.stage1_epochs is None else self.stage1_epochs) * each
         if steps >= total:
             raise LorachainsError(
                 f"method.stage1_epochs={self.stage1_epochs} leaves none of {total} optimizer steps for stage 2: "
@@ -72,6 +77,8 @@ class LoraContinued(Lora):
             self.best.restore(self)
             self.best.best = []
         forget(self.trainer.optimizers[0], self.fresh_optimizer())
+        if self.stage1_epochs is None and not self.boundary:
+            log.warning("of one epoch stage 1 has none: raise trainer.max_epochs, or say so by method.stage1_epochs=0")
         log.info("stage 2 begins after optimizer step %d of %d", self.trainer.global_step, self.total_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

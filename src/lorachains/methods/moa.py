@@ -97,6 +97,7 @@ class Moa(LoraContinued, Routed):
         router_batch_size: int | None = None, heat_map: bool = True, **kwargs: Any,
     ):  # fmt: skip
         given = stage1_epochs is None and experts is not None
+        _check(eta, eta_schedule, route, unlabelled)
         super().__init__(experts=experts, stage1_epochs=0 if given else stage1_epochs, **kwargs)
         self.eta, self.eta_schedule, self.way, self.heat_map = eta, eta_schedule, route, heat_map
         self.unlabelled = unlabelled if route == "label" else route
@@ -109,7 +110,6 @@ class Moa(LoraContinued, Routed):
         if router_batch_size is not None:
             positive("method.router_batch_size", router_batch_size)
         check_switch("method.heat_map", heat_map)
-        _check(eta, eta_schedule, route, unlabelled)
         if route != "label":
             check_not_recomputed(self.model, f"method.route={route}")
 
@@ -295,7 +295,7 @@ class Moa(LoraContinued, Routed):
 
 
 def _check(eta: float, eta_schedule: str, route: str, unlabelled: str) -> None:
-    if not (isinstance(eta, int | float) and eta >= 0):
+    if type(eta) not in (int, float) or not 0 <= eta < math.inf:
         raise LorachainsError(f"method.eta is {eta!r}: give a weight of 0 or more")
     if eta_schedule not in ("constant", "linear"):
         raise LorachainsError(f"method.eta_schedule is {eta_schedule!r}: choose constant or linear")

@@ -17,6 +17,7 @@ from lorachains.experts import load_experts
 from lorachains.methods.lora import Lora
 from lorachains.mixture import Mixture
 from lorachains.mixture_format import About, put_weight, read_routers
+from lorachains.optim import check_rate
 
 
 class Routed(Lora):
@@ -60,8 +61,7 @@ class Routed(Lora):
         self.mixture = Mixture(self.chain, pool, decision, top_k, share_router, voters, reads)
         self.routers = self.mixture.routers  # a module of this one, so that it moves with it
         self.router_lr = self.optims[0].peak()[0] if router_lr is None else router_lr
-        if not (isinstance(self.router_lr, int | float) and self.router_lr > 0):
-            raise LorachainsError(f"method.router_lr is {router_lr!r}: give a learning rate above 0, or null")
+        check_rate("method.router_lr", self.router_lr)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

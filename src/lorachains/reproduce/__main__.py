@@ -9,11 +9,13 @@ from pathlib import Path
 import hydra
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
+from lorachains.data.protocol import positive
 from lorachains.errors import LorachainsError
 from lorachains.report.assembly import write_report
 from lorachains.reproduce import sweeps, wandb_sweep
@@ -53,37 +55,48 @@ def reproduce(tables: Sequence[Table], launch: Launch, command: str) -> bool:
     return not failed
 
 
+def check(cfg: DictConfig) -> None:
+    """Raises `LorachainsError` for settings that make no sense."""
+    names = [cfg.table] if isinstance(cfg.table, str) else cfg.table
+    if not (isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names)):
+        raise LorachainsError(f"table is {cfg.table!r}: give a name, several as [cola-table1,cola-table3], or all")
+    if isinstance(cfg.overrides, str) or not isinstance(cfg.overrides, Sequence):
+        raise LorachainsError(f"overrides is {cfg.overrides!r}: give a list, as ['trainer.devices=2']")
+    if not isinstance(cfg.root, str):
+        raise LorachainsError(f"root is {cfg.root!r}: give a folder")
+    try:
+        hydra.compose("train", overrides=[f"hydra/launcher={cfg.launcher}"], return_hydra_config=True)
+    except HydraException:
+        raise LorachainsError(f"launcher is {cfg.launcher!r}: give one of Hydra's, as replicas or basic") from None
+    for key in ("workers",) if cfg.group_size is None else ("workers", "group_size"):
+        positive(key, cfg[key])
+    if cfg.group_size is not None and cfg.launcher != "replicas":
+        raise LorachainsError(
+            f"group_size is {cfg.group_size}, but launcher={cfg.launcher} has no groups: leave it out"
+        )
+
+
 def chosen(cfg: DictConfig) -> list[Sweep]:
     """The sweeps that `table` and `size` name."""
     asked = sweeps.names() if cfg.table == "all" else [cfg.table] if isinstance(cfg.table, str) else list(cfg.table)
     return [sweeps.load(name, cfg.size) for name in asked]
 
 
-def _launch(cfg: DictConfig) -> Launch:
-    for key in ("workers",) if cfg.group_size is None else ("workers", "group_size"):
-        if type(cfg[key]) is not int or cfg[key] < 1:
-            raise LorachainsError(f"{key} is {cfg[key]!r}: give a whole number, 1 or more")
-    if cfg.group_size is not None and cfg.launcher != "replicas":
-        raise LorachainsError(
-            f"group_size is {cfg.group_size}, but launcher={cfg.launcher} has no groups: leave it out"
-        )
-    return Launch(Path(cfg.root), cfg.launcher, cfg.workers, cfg.group_size)
-
-
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="reproduce")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
     """The command line."""
+    check(cfg)
     tables = chosen(cfg)
     if cfg.wandb is not None:
         print(*(file for sweep in tables for file in wandb_sweep.write(sweep, Path(cfg.wandb))), sep="\n")
         return
-    root = Path(cfg.root)
-    composer = Composer(root, cfg.overrides)
+    launch = Launch(Path(cfg.root), cfg.launcher, cfg.workers, cfg.group_size)
+    root, composer = launch.root, Composer(launch.root, cfg.overrides)
     found = [composer.table(sweep) for sweep in tables]
     try:
         command = " ".join(["python -m lorachains.reproduce", *HydraConfig.get().overrides.task])
-        whole = reproduce(found, _launch(cfg), command)
+        whole = reproduce(found, launch, command)
     except KeyboardInterrupt:
         print(f"stopped: nothing is lost, the same command goes on ({root})", file=sys.stderr)
         sys.exit(130)
