@@ -7,7 +7,7 @@ import pytest
 from lorachains.report.assembly import make_report
 from lorachains.report.layout import Layout
 from lorachains.report.reading import read_runs
-from lorachains.report.tables import Table, mean_and_spread, number, other_unit, scale, unit
+from lorachains.report.tables import Table, mean_and_spread, number, other_unit, probability, scale, unit
 from tests.report.folders import make_run
 
 PAPER = """table,row,column,value,unit,status,note
@@ -91,6 +91,10 @@ def test_numbers() -> None:
     assert mean_and_spread([1.0, 2.0, 3.0]) == "2.00 ± 1.00"
     assert mean_and_spread([1e12, 3e12]) == "2.00e+12 ± 1.41e+12"
     assert mean_and_spread([1e-5, 1e-5]) == "1.00e-05 ± 0.00e+00"
+
+
+def test_no_probability_is_nothing() -> None:
+    assert [probability(p) for p in (1.0, 0.04, 0.00005, 0.000049)] == ["1.0000", "0.0400", "0.0001", "< 0.0001"]
 
 
 def test_units() -> None:

@@ -228,9 +228,14 @@ def _differences(c: Comparison, factor: float) -> list[str]:
     low_high = p.interval and f"{number(p.interval[0] * factor)} to {number(p.interval[1] * factor)}"
     relative = None if p.gain is None else f"{number(100 * p.gain)}%"
     effect = None if p.effect is None else number(p.effect)
-    values = [p.note.partition(" for ")[0] if value is None else f"{value:.4f}" for value in (c.t, c.wilcoxon)]
+    values = [p.note.partition(" for ")[0] if value is None else probability(value) for value in (c.t, c.wilcoxon)]
     texts = [relative, low_high, effect, *values]
     return [str(p.n), number(p.difference * factor), *(text or NOTHING for text in texts)]
+
+
+def probability(p: float) -> str:
+    """As it is told: to four digits."""
+    return "< 0.0001" if p < 0.00005 else f"{p:.4f}"
 
 
 def _told(value: Published) -> str:
