@@ -143,6 +143,14 @@ def test_some_experts_are_trained_again(finished: Path, tmp_path: Path) -> None:
     assert changed == {"one": False, "few": True, "free": False}
 
 
+def test_a_start_of_which_nothing_is_kept_is_refused(finished: Path, tmp_path: Path) -> None:
+    [outcome] = train_jobs([job(tmp_path, *METHOD, f"method.start={finished}", tasks=["new", "newer"], **SMALL)])
+    while isinstance(outcome, Exception) and outcome.__cause__ is not None:
+        assert isinstance(outcome.__cause__, Exception)
+        outcome = outcome.__cause__
+    assert "of its tasks (one, few, free) none is kept" in str(outcome)
+
+
 def test_chains_of_several_seeds_are_trained_side_by_side(tmp_path: Path) -> None:
     """Each as if alone, selection and all."""
 

@@ -94,7 +94,13 @@ class ChainOfLora(Lora):
         anew = set(self.tasks) - set(before.tasks) if train is None else set(train)
         if missing := [task for task in self.tasks if task not in {*anew, *before.tasks}]:
             raise LorachainsError(f"method.start={self.start} has no expert for {missing[0]!r}: add it to method.train")
-        return {task: RunFolder(self.start).adapters / task for task in self.tasks if task not in anew}
+        kept = {task: RunFolder(self.start).adapters / task for task in self.tasks if task not in anew}
+        if not kept:
+            raise LorachainsError(
+                f"method.start={self.start} is of no use: of its tasks ({', '.join(before.tasks)}) none is kept: "
+                "leave it out, or name fewer in method.train, or some of them in data.tasks"
+            )
+        return kept
 
     def _take_over(self, expert: int, folder: Path) -> None:
         check_base(folder, self.base.name, self._fingerprint)
