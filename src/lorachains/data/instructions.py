@@ -93,9 +93,8 @@ class Columns:
         return Record(self._label(row), instruction, input, accepted, row.source, letters)
 
     def _label(self, row: Row) -> str:
-        if (
-            self.unlabelled and self.task and "." not in self.task and row.values.get(self.task) in (None, "")
-        ):  # CSV has no null
+        column = self.task if self.task and "." not in self.task else None
+        if self.unlabelled and column and row.values.get(column) in (None, ""):  # CSV has no null
             return UNLABELLED
         return _checked(row.text(self.task).strip() if self.task else self.label, row.source)
 
