@@ -91,7 +91,7 @@ class Optim:
 
 def check_rate(key: str, value: object) -> None:
     """Raises `LorachainsError` where the config value is no learning rate."""
-    if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
+    if not isinstance(value, int | float) or value is True or not 0 < value < math.inf:
         raise LorachainsError(f"{key} is {value!r}: give a learning rate above 0, or null")
 
 
