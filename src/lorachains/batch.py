@@ -135,10 +135,10 @@ class TokenBatch:
 
     def numbered(self, numbers: Sequence[int]) -> "TokenBatch":
         """The batch with a number for each of the texts given; of equal ones that are one segment it has one's."""
-        segment = torch.bucketize(self.positions, self.bounds.long(), right=True) - 1
-        found = torch.zeros(len(self.lengths), dtype=torch.int64)
-        found[segment] = torch.tensor(numbers)[self.candidate]
-        return replace(self, numbers=found)
+        segment = np.searchsorted(self.bounds.numpy(), self.positions.numpy(), side="right") - 1
+        found = np.zeros(len(self.lengths), dtype=np.int64)
+        found[segment] = np.array(numbers)[self.candidate.numpy()]
+        return replace(self, numbers=torch.from_numpy(found))
 
     def padded(self) -> "PaddedBatch":
         """The texts one below the other, for architectures that can't read a stream. They must not share beginnings."""

@@ -19,7 +19,9 @@ def marked(tokens: np.ndarray, start: int) -> np.ndarray:
     Args:
         start: the first one that is.
     """
-    return 2 * tokens + (np.arange(len(tokens)) >= start)
+    twice = 2 * tokens
+    twice[start:] += 1
+    return twice
 
 
 class Segments:
@@ -78,8 +80,9 @@ class Segments:
     def tensors(self) -> dict[str, Any]:
         """What a batch holds of its stream."""
         lengths, key_lengths = ([len(piece) for piece in pieces] for pieces in (self._segments, self._keys))
-        sizes = zip(lengths, key_lengths, self._padding, strict=True)
-        places = [np.pad(np.arange(keys - own, keys - more), (0, more)) for own, keys, more in sizes]
+        places = [np.arange(keys - own, keys) for own, keys in zip(lengths, key_lengths, strict=True)]
+        for place, more in zip(places, self._padding, strict=True):
+            place[len(place) - more :] = 0
         tokens = np.concatenate(self._segments)
         active = tokens % 2 > 0
         found = {
