@@ -4,6 +4,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
@@ -145,6 +146,8 @@ class Trainer(L.Trainer):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
         if precision == "auto":
             precision = "bf16-mixed" if on_gpu(kwargs) else None
+        if on_gpu(kwargs):
+            torch.set_num_threads(min(HOST_THREADS, torch.get_num_threads()))
         super().__init__(callbacks=[*callbacks, *limit], inference_mode=False, precision=precision, **kwargs)
 
     @property
@@ -154,6 +157,9 @@ class Trainer(L.Trainer):
         return min(steps, self._max_optimizer_steps) if self._max_optimizer_steps >= 0 else steps
 
 
+HOST_THREADS = 4
+"""Of PyTorch's operations on the host, beside a GPU: more only wake each other up, for the little that is left to them,
+and wait in a loop for more, all of a large host's cores."""
 LEAST = {
     "max_epochs": -1, "max_steps": -1, "accumulate_grad_batches": 1, "log_every_n_steps": 1,
     "check_val_every_n_epoch": 1, "num_sanity_val_steps": -1,

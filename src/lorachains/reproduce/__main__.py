@@ -27,6 +27,9 @@ from lorachains.reproduce.sweeps import Sweep
 
 log = logging.getLogger(__name__)
 
+NAMED = 5
+"""So many of the runs that were given up for one reason are named; all have their `failure.txt`."""
+
 
 def reproduce(tables: Sequence[Table], launch: Launch, command: str) -> bool:
     """Makes the missing runs of the tables in `launch.root`; whether all are finished then.
@@ -51,7 +54,8 @@ def reproduce(tables: Sequence[Table], launch: Launch, command: str) -> bool:
         if not run.finished:
             failed[run.failure or "unknown"].append(run.name)
     for reason, names in failed.items():
-        print(f"given up, {len(names)} runs: {reason}: {', '.join(names)}", file=sys.stderr)
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        print(f"given up, {len(names)} runs: {reason}: {', '.join(names[:NAMED])}{more}", file=sys.stderr)
     return not failed
 
 
