@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +22,9 @@ from lorachains.graphs import Replayed, decoder_layers, why_not
 from lorachains.jobs import stack
 from lorachains.methods import Lora
 from lorachains.tracing import trace
+from lorachains.trainer import HOST_THREADS
 from tests.adapters import randomise
-from tests.runs import language_model, make_data, run, settings
+from tests.runs import PER_EPOCH, language_model, make_data, make_trainer, outcome, run, settings
 from tests.tiny import ARCHITECTURES, tiny_model
 
 
@@ -85,6 +88,7 @@ def test_what_was_compiled_for_another_rank_is_forgotten(monkeypatch: pytest.Mon
     forgotten: list[int] = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: forgotten.append(method.chain.rank))
     monkeypatch.setattr("lorachains.methods.passes.why_not", lambda _: None)
+    monkeypatch.setattr("lorachains.methods.passes.Passes._training_precision", lambda _: nullcontext())
     monkeypatch.setattr("lorachains.methods.passes.Replayed", lambda run, device, layout: layout)
     monkeypatch.setattr(type(method), "data", SimpleNamespace(runs=[SimpleNamespace(longest=lambda: 8)]))
     method.passes.prepare("true")
@@ -96,7 +100,56 @@ def test_what_was_compiled_for_another_rank_is_forgotten(monkeypatch: pytest.Mon
     assert forgotten == [2, 4]
 
 
-@pytest.mark.parametrize("method", ["lora", "single_lora", "moa", "moa soft", "moa straight_through", "moe_lora"])
+def test_a_gpus_host_keeps_its_cores_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 64 cores, 51 were busy in one process: threads that wait in a loop for the next small operation."""
+    threads = [64]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    make_trainer()
+    assert threads == [64]
+    monkeypatch.setattr("lorachains.trainer.on_gpu", lambda _: True)
+    make_trainer()
+    assert threads == [64, HOST_THREADS]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_may_be_replayed_where_evaluation_is_more_exact(
+    accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all weights are trained on a GPU: what is evaluated there isn't filled up for a graph, nor compiled. Each pass
+    gives its gradient in the same tensors; here they are made plainly, in the precision of the weights."""
+    passes, precise, made = "lorachains.methods.passes.", list[bool](), list[str]()
+    overrides = ["method=full", f"trainer.accumulate_grad_batches={accumulate}", "trainer.max_epochs=2"]
+
+    @contextmanager
+    def mixed() -> Iterator[None]:
+        precise.append(False)
+        yield
+        precise.pop()
+
+    def replayed(run: Any, device: torch.device, layout: Any) -> Any:
+        def pass_(batch: TokenBatch) -> Any:
+            made.append("rehearsed" if precise else "replayed")
+            return run(batch)
+
+        return pass_
+
+    monkeypatch.setattr(passes + "Passes._training_precision", lambda _: mixed())
+    monkeypatch.setattr(passes + "why_not", lambda _: None if precise else "attention in one kernel needs bfloat16")
+    monkeypatch.setattr(passes + "Replayed", replayed)
+    monkeypatch.setattr(passes + "compile_layers", lambda model, beside, back=False: None)
+    monkeypatch.setattr(TokenBatch, "pin_memory", lambda batch: batch)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    run(tmp_path / "replayed", *overrides, "trainer.compile=true")
+    run(tmp_path / "plain", *overrides, "trainer.compile=false")
+    assert made == ["rehearsed"] * 2 + ["replayed"] * 2 * PER_EPOCH
+    (_, ours, *_), (_, plain, *_) = outcome(tmp_path / "replayed"), outcome(tmp_path / "plain")
+    assert ours == {key: pytest.approx(value, rel=1e-4) for key, value in plain.items()}
+
+
+@pytest.mark.parametrize(
+    "method", ["lora", "full", "single_lora", "moa", "moa soft", "moa straight_through", "moe_lora"]
+)
 def test_nothing_holds_the_pass_before_the_recordings(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +158,7 @@ def test_nothing_holds_the_pass_before_the_recordings(
     names = ["one", "two", "free"]
     name, *way = method.split()
     overrides = [f"method={name}", *(f"method.route={of}" for of in way), "trainer.max_epochs=1"]
-    overrides += [] if name == "lora" else [f"method.names=[{','.join(names)}]"]
+    overrides += [] if name in ("lora", "full") else [f"method.names=[{','.join(names)}]"]
     overrides += ["method.stage1_epochs=0"] if name == "moa" else []
     checked: list[int] = []
 
@@ -128,7 +181,7 @@ def test_nothing_holds_the_pass_before_the_recordings(
     monkeypatch.setattr("lorachains.callbacks.flops.trace", marking)
     monkeypatch.setattr("lorachains.methods.passes.Passes.rehearse", check)
     data: dict[str, Any] = {"train_size": 9, "val_size": 3, "test_size": 3}
-    run(tmp_path, *overrides, data=data if name == "lora" else data | {"tasks": names})
+    run(tmp_path, *overrides, data=data if name in ("lora", "full") else data | {"tasks": names})
     assert checked
     assert not any(checked)
 
@@ -167,6 +220,8 @@ def test_replayed_passes_are_the_plain_ones_also_after_a_knot(runs: int) -> None
 RUNS = {
     "links that fall in rank": ["method=cola", "data.tasks=[ADDING]", "knots=at_steps", "knots.steps=[9,16]",
                                 "knots.ranks=[8,2,4]"],
+    "all weights": ["method=full", "model.dtype=float32"],
+    "all weights, two batches a step": ["method=full", "model.dtype=float32", "trainer.accumulate_grad_batches=2"],
     "experts": ["method=single_lora"],
     "mixture": ["method=moa"],
     "mixture with two routers a block": ["method=moa", "method.share_router=false",
@@ -187,7 +242,7 @@ def test_a_run_that_is_replayed_is_the_plain_one(run: str, tmp_path: Path) -> No
     """
     rows = sweeps_dir() / "smoke" / "rows.jsonl"
     given = [
-        *RUNS[run], "model=tiny", "model.dtype=bfloat16", "data=instructions", f"data.path='{rows}'",
+        "model=tiny", "model.dtype=bfloat16", *RUNS[run], "data=instructions", f"data.path='{rows}'",
         "data.batch_size=4", "data.generate=true", "data.max_new_tokens=24", "method.select=last",
         "trainer.accelerator=gpu", "trainer.max_epochs=6",
     ]  # fmt: skip

@@ -122,6 +122,7 @@ class Replayed:
 
     def _record(self, batch: TokenBatch) -> _Recorded:
         torch.cuda.synchronize()
+        torch.clear_autocast_cache()  # weights in half precision from before would be read at each replay, for ever
         torch.cuda.empty_cache()  # the recording needs as much again, from memory of its own; and others share the GPU
         graph = torch.cuda.CUDAGraph()
         with own_workspaces():

@@ -67,7 +67,7 @@ def packed_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if lengths is None:
-        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+        q, k, v = (_in_half(t)[0].transpose(0, 1) for t in (query, key, value))
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         bounds = cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k
         out = varlen_attn(q, k, v, cu_seq_lens_q, bounds, max_length_q, max_length_q, scale=scaling, window_size=window)
@@ -78,6 +78,11 @@ def packed_attention(
     pieces = zip(*(t[0].split(sizes, 1) for t, sizes in given), strict=True)
     outs = [_attend(q, k, v, scale, dropout, sliding_window) for q, k, v in pieces]
     return torch.cat(outs, 1).transpose(0, 1).unsqueeze(0), None
+
+
+def _in_half(tensor: Tensor) -> Tensor:
+    """As the kernel takes it: where precision is mixed, what rotary positions have turned is in float32."""
+    return tensor.to(torch.get_autocast_dtype("cuda")) if torch.is_autocast_enabled("cuda") else tensor
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float, window: int | None) -> Tensor:
@@ -124,7 +129,8 @@ def read(model: PreTrainedModel, batch: TokenBatch, cache: Cache | None = None) 
 
 def one_kernel(model: PreTrainedModel) -> bool:
     """Whether all texts of a stream are attended to in one kernel, which has no dropout."""
-    return model.device.type == "cuda" and model.dtype in _HALF and not (model.training and _attention_dropout(model))
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
+    return model.device.type == "cuda" and dtype in _HALF and not (model.training and _attention_dropout(model))
 
 
 def _attention_dropout(model: PreTrainedModel) -> float:

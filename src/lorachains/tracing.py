@@ -36,7 +36,8 @@ def trace(model: PreTrainedModel, batch: TokenBatch, loss: Callable[[], Tensor])
     """
     if model.get_output_embeddings() is None:
         return Trace(streams=False, kernel=False, uncounted=[f"a {type(model).__name__}"])
-    found = Trace(streams=packs(model), kernel=one_kernel(model), uncounted=_uncounted(model))
+    streams = packs(model)
+    found = Trace(streams, kernel=streams and one_kernel(model), uncounted=_uncounted(model))
     devices = [model.device] if model.device.type == "cuda" else []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"), _watched(model, found) as backward:

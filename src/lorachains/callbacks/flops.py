@@ -40,7 +40,8 @@ class FlopsCount(L.Callback):
             pl_module.route(batch)
             return torch.stack(list(pl_module.losses(batch).values())).sum()
 
-        self._trace = trace(model, batch, loss)
+        with trainer.precision_plugin.forward_context():
+            self._trace = trace(model, batch, loss)
         self._model = model
         self._bank = next((module for module in model.modules() if isinstance(module, LoraBank)), None)
         self._costs: dict[tuple[int, int], Costs] = {}

@@ -43,6 +43,7 @@ class Full(Trained):
         self._weights = dict(base.model.named_parameters())  # those that are tied, once
         for weight in self._weights.values():
             weight.requires_grad_()
+        self._gradients: tuple[Tensor, ...] | None = None
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -67,7 +68,14 @@ class Full(Trained):
     def differentiate(self, loss: Tensor) -> tuple[Tensor, ...]:
         """One tensor for each of `trained`."""
         with torch.autocast(self.device.type, enabled=False):  # which is for the forward pass alone
-            return torch.autograd.grad(loss, self.trained, materialize_grads=True)
+            found = torch.autograd.grad(loss, self.trained, materialize_grads=True)
+        if not self.passes.replayed:
+            return found
+        if self._gradients is None:
+            self._gradients = tuple(torch.empty_like(weight) for weight in self.trained)
+        for kept, part in zip(self._gradients, found, strict=True):  # else each graph has room for one of its own
+            kept.copy_(part)
+        return self._gradients
 
     def add_gradient(self, gradient: tuple[Tensor, ...], weight: float) -> None:
         for parameter, part in zip(self.trained, gradient, strict=True):

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,7 +50,8 @@ class Passes:
         if mode.lower() not in ("auto", "true", "false"):
             raise LorachainsError(f"trainer.compile is {mode!r}: choose auto, true or false")
         model, self._mode = self.method.model, mode.lower()
-        why = "its weights are divided over devices" if sharded(model) else why_not(model) or self.method.why_plain
+        with self._training_precision():
+            why = "its weights are divided over devices" if sharded(model) else why_not(model) or self.method.why_plain
         if self._mode == "true" and why:
             raise LorachainsError(f"trainer.compile is true, but {why}: use auto or false")
         if why or self._mode == "false":
@@ -64,7 +66,11 @@ class Passes:
             self._compiled = True
         self._seen = self.method.layout, _shapes(model)
         self._train = Replayed(self._forward_backward, model.device, self._layout)
-        self._evaluate = Replayed(self._score, model.device, self._layout)
+        if why_not(model) is None:  # evaluation may be more exact
+            self._evaluate = Replayed(self._score, model.device, self._layout)
+
+    def _training_precision(self) -> AbstractContextManager[None]:
+        return self.method.trainer.precision_plugin.forward_context()
 
     def _layout(self) -> int:
         """The method's. What was compiled before a tensor has got another shape in place, as at a knot with another
@@ -78,16 +84,18 @@ class Passes:
 
     def rehearse(self) -> None:
         """Makes the largest passes of the run's first stage, so that memory runs out now rather than later."""
-        if self._train is None or self._evaluate is None:
+        if self._train is None:
             return
         start, model, epochs = time.perf_counter(), self.method.model, self.method.trainer.max_epochs or 1
         train, evaluation = self.method.data.largest(max(1, epochs))
         try:
             for _ in ("plain", "recorded"):
-                self._train(self._filled(train, "train", largest=True))
+                with self._training_precision():
+                    self._train(self._filled(train, "train", largest=True))
             model.eval()
-            for _ in ("plain", "recorded"):
-                self._evaluate(self._filled(evaluation.scored, "evaluate", largest=True))
+            if self._evaluate is not None:
+                for _ in ("plain", "recorded"):
+                    self._evaluate(self._filled(evaluation.scored, "evaluate", largest=True))
             torch.cuda.synchronize()
         except Exception as error:  # the compiler's own kinds, and CUDA's
             if out_of_memory(error):
@@ -115,7 +123,7 @@ class Passes:
         """The batch where its pass wants it: filled up on the host for a graph, else on the device."""
         if self._train is not None and isinstance(batch, TokenBatch):
             return self._filled(batch, "train").pin_memory()
-        if self._train is not None and isinstance(batch, EvalBatch):
+        if self._evaluate is not None and isinstance(batch, EvalBatch):
             adapters = None if batch.adapters is None else batch.adapters.to(device)
             return EvalBatch(
                 batch.runs, batch.rows, self._filled(batch.scored, "evaluate").pin_memory(), batch.prompts, adapters,
@@ -141,7 +149,11 @@ class Passes:
 
     def score(self, scored: TokenBatch) -> Tensor:
         """The loss of each candidate in nats a token."""
-        (losses,) = self._score(scored) if self._evaluate is None else self._evaluate(scored)
+        if self._evaluate is None:
+            with torch.compiler.set_stance("force_eager"):
+                (losses,) = self._score(scored)
+        else:
+            (losses,) = self._evaluate(scored)
         return candidate_losses(scored, losses)
 
     def _forward_backward(self, batch: TokenBatch) -> tuple[Tensor, ...]:
@@ -163,7 +175,7 @@ class Passes:
         """What continues prompts."""
         method = self.method
         if self._generator is None:
-            graphs = self.replayed or not method.trains  # else what decoding reads moves and changes
+            graphs = self._evaluate is not None or not method.trains  # else what decoding reads moves and changes
             self._generator = generator(method.base, graphs, method.data.stop)
         return self._generator
 
