@@ -1,7 +1,7 @@
 """Products of thin factors, `ΔW = B A`, measured and shortened without ever being multiplied out.
 
 With the QR decompositions `B = Q R` and `Aᵀ = P S`, `B A = Q (R Sᵀ) Pᵀ`: all singular values are those of the small
-core `R Sᵀ`, and angles between columns are those between columns of `R`. Everything is computed in float64.
+core `R Sᵀ`. Everything is computed in float64. (`spectra` measures many at once, and less exactly.)
 """
 
 import torch
@@ -10,19 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def reduced(x: Float[Tensor, "n columns"]) -> Float[Tensor, "least columns"]:
-    """`x` but for a rotation of its columns, in as few rows as they need: `R` of its QR decomposition."""
-    return torch.linalg.qr(x.double(), mode="r").R
-
-
-def singular_values(b: Float[Tensor, "out rank"], a: Float[Tensor, "rank in"]) -> Float[Tensor, " least"]:
-    """Those of `B A`, descending: as many as the least of its sides and its rank."""
-    return torch.linalg.svdvals(_core(b, a))
-
-
 def norm(b: Float[Tensor, "out rank"], a: Float[Tensor, "rank in"]) -> float:
     """`‖B A‖`, Frobenius."""
-    return float(_core(b, a).norm())
+    r, s = (torch.linalg.qr(x.double(), mode="r").R for x in (b, a.mT))
+    return float((r @ s.mT).norm())
 
 
 def best_approximation(
@@ -41,7 +32,3 @@ def best_approximation(
     missing = rank - len(root) if rank > len(root) else 0
     filled_b, filled_a = F.pad(new_b, (0, missing)), F.pad(new_a, (0, 0, 0, missing))
     return filled_b.to(b.dtype), filled_a.to(a.dtype), float(values[rank:].norm())
-
-
-def _core(b: Tensor, a: Tensor) -> Tensor:
-    return reduced(b) @ reduced(a.mT).mT

@@ -92,7 +92,7 @@ def test_losses_are_the_logged_ones_next_to_the_knot() -> None:
     method = cola(make_method(*KNOTS))
     fit(method, "trainer.log_every_n_steps=4", logger=log)
     logged = {step: metrics["train/loss"] for step, metrics in log.rows if "train/loss" in metrics}
-    rows = all_links(method, 0)
+    [rows] = all_links(method)
     assert [row["loss_before"] for row in rows] == [logged[4], logged[12], logged[20]]
     assert [row["loss_after"] for row in rows] == [logged[8], logged[16], None]
 
@@ -101,7 +101,7 @@ def test_each_adapter_has_a_line_of_its_own() -> None:
     log = Log()
     method = cola(make_method(*KNOTS, "+method.names=[one,two]"))
     fit(method, "trainer.max_epochs=1", logger=log, tasks=["one", "two"])
-    rows = all_links(method, 0)
+    [rows] = all_links(method)
     assert [(row["link"], row["adapter"]) for row in rows] == [(i, name) for i in (1, 2, 3) for name in ("one", "two")]
     for name, row in zip(("one", "two"), rows[:2], strict=True):
         after = [m[key] for step, m in log.rows if (key := f"train/loss/{name}") in m and step > row["optimizer_step"]]
@@ -114,11 +114,11 @@ def test_a_diverged_link_is_told_without_numbers() -> None:
     method = cola(make_method(*KNOTS))
     fit(method, "trainer.max_steps=14", "+trainer.limit_val_batches=1.0")
     next(iter(method.chain.banks.values())).lora_B.data[0, 0, 0] = math.nan
-    [row] = of_link(method, 0, 2)
+    [[row]] = of_link(method, 2)
     assert not set(NUMBERS) & row.keys()
     assert len(row["layers"]) == len(method.chain.banks) - 1
     assert scalars([row]) == {}
-    assert set(NUMBERS) & of_link(method, 0, 1)[0].keys()
+    assert set(NUMBERS) & of_link(method, 1)[0][0].keys()
 
 
 def test_a_run_that_fails_leaves_the_others_theirs(tmp_path: Path) -> None:

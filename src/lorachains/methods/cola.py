@@ -157,9 +157,9 @@ class Cola(Lora):
 
     def _report(self, link: int, drifts: list[float], lost: float) -> None:
         step = self.trainer.global_step
-        for run, drift in enumerate(drifts):
+        for run, (drift, rows) in enumerate(zip(drifts, of_link(self, link - 1), strict=True)):
             knot = {"knot/link": link, "knot/drift": drift, "knot/merge_loss": lost}
-            self.journal.log(run, knot | scalars(of_link(self, run, link - 1)))
+            self.journal.log(run, knot | scalars(rows))
         log.info(
             "knot %d tied after optimizer step %d (%s): logits moved by %.1e; link %d begins with rank %d",
             link, step, self.knots.mode, max(drifts), link + 1, self.chain.rank,
@@ -188,7 +188,7 @@ class Cola(Lora):
     # -- what is kept --------------------------------------------------------------------------------------------------
 
     def conclude(self) -> None:
-        self._links = [all_links(self, run) for run in range(len(self.seeds))]
+        self._links = all_links(self)
 
     def save(self, run: int, folder: RunFolder) -> dict[str, float]:
         """Writes a run's adapters and `knots.jsonl`; `knot/…` of its metrics is of the last link as training ended."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lorachains.spectra import layer_link
+from lorachains.spectra import layer_links
 
 if TYPE_CHECKING:
     from lorachains.methods.cola import Cola
@@ -16,23 +16,20 @@ NUMBERS = ("norm", "chain_norm", *MEANS)
 Row = dict[str, Any]
 
 
-def of_link(method: "Cola", run: int, link: int) -> list[Row]:
-    """One link of a run, counted from 0, the live one last: a row for each adapter, named if there are several.
+def of_link(method: "Cola", link: int) -> list[list[Row]]:
+    """One link of each run, counted from 0, the live one last: a row for each adapter, named if there are several.
 
     Numbers over all layers, and those of each layer (`LayerLink`); none where training has diverged.
     """
-    chain, several = method.chain, len(method.names) > 1
+    chain, names = method.chain, method.names
     ranks = [*chain.ranks, chain.rank]
-    start, end = sum(ranks[:link]), sum(ranks[: link + 1])
     rows = []
-    for i, name in enumerate(method.names):
-        expert = run * len(method.names) + i
-        layers = {layer: layer_link(bank, expert, start, end) for layer, bank in chain.banks.items()}
-        finite = {layer: asdict(found) for layer, found in layers.items() if found is not None}
-        numbers = _over_layers(finite.values()) if len(finite) == len(layers) else {}
-        adapter = {"adapter": name} if several else {}
+    for i, layers in enumerate(layer_links(chain.banks, sum(ranks[:link]), sum(ranks[: link + 1]))):
+        finite = {layer: asdict(found) for layer, found in layers.items()}
+        numbers = _over_layers(finite.values()) if len(finite) == len(chain.banks) else {}
+        adapter = {"adapter": names[i % len(names)]} if len(names) > 1 else {}
         rows.append({"link": link + 1, **adapter, "rank": ranks[link], **numbers, "layers": finite})
-    return rows
+    return [rows[i : i + len(names)] for i in range(0, len(rows), len(names))]
 
 
 def scalars(rows: Iterable[Row]) -> dict[str, float]:
@@ -45,20 +42,24 @@ def scalars(rows: Iterable[Row]) -> dict[str, float]:
     }
 
 
-def all_links(method: "Cola", run: int) -> list[Row]:
-    """The lines of `knots.jsonl`: `of_link` of the links trained here, with the knot's drift and the losses around it.
+def all_links(method: "Cola") -> list[list[Row]]:
+    """Each run's lines of `knots.jsonl`: `of_link` of the links trained here, the knot's drift, the losses around it.
 
     `loss_before` is the last training loss that was logged by the link's end, `loss_after` the next one.
     """
-    history = [(metrics, step) for of, metrics, step in method.journal.history if of == run]
-    drifts = {step: metrics for metrics, step in history if "knot/drift" in metrics}
-    rows = []
-    for link, step in enumerate([*method.chain.knots_here, method.trainer.global_step], method.chain.inherited):
-        knot = {key: drifts.get(step, {}).get(f"knot/{key}") for key in ("drift", "merge_loss")}
-        for row in of_link(method, run, link):
-            losses = _losses(history, step, f"train/loss/{row['adapter']}" if "adapter" in row else "train/loss")
-            rows.append({"link": link + 1, "optimizer_step": step, **losses, **knot, **row})
-    return rows
+    ends = [*method.chain.knots_here, method.trainer.global_step]
+    links = [of_link(method, link) for link in range(method.chain.inherited, method.chain.inherited + len(ends))]
+    lines = list[list[Row]]()
+    for run in range(len(method.seeds)):
+        history = [(metrics, step) for of, metrics, step in method.journal.history if of == run]
+        drifts = {step: metrics for metrics, step in history if "knot/drift" in metrics}
+        lines.append([])
+        for step, rows in zip(ends, links, strict=True):
+            knot = {key: drifts.get(step, {}).get(f"knot/{key}") for key in ("drift", "merge_loss")}
+            for row in rows[run]:
+                losses = _losses(history, step, f"train/loss/{row['adapter']}" if "adapter" in row else "train/loss")
+                lines[-1].append({"link": row["link"], "optimizer_step": step, **losses, **knot, **row})
+    return lines
 
 
 def _over_layers(layers: Iterable[dict[str, Any]]) -> dict[str, float]:
