@@ -41,3 +41,16 @@ def test_a_file_that_can_not_be_rated(text: str | None, rows: int | None, says: 
         (tmp_path / "p.jsonl").write_text(text)
     with pytest.raises(LorachainsError, match=says):
         read_answers(tmp_path / "p.jsonl", rows)
+
+
+def test_a_chains_own_answers_and_those_that_generate_prints(tmp_path: Path) -> None:
+    """The selector's rows are nobody's answers."""
+    chain = [
+        {"task": "selector", "prompt": "2 + 2? The task is", "prediction": "sums", "answer": "sums"},
+        {"task": "sums", "prompt": "2 + 2?", "prediction": "5", "answer": "4"},
+    ]
+    printed = [{"prompt": "2 + 2?", "task": "sums", "answer": "5", "tokens": 1, "seconds": {}}]
+    for name, rows, reference in (("chain", chain, "4"), ("printed", printed, None)):
+        (tmp_path / name).with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        [answer] = read_answers(tmp_path / f"{name}.jsonl")
+        assert (answer.task, answer.prediction, answer.reference) == ("sums", "5", reference)

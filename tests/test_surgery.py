@@ -1,5 +1,7 @@
 """Experts in and out of a mixture: all that is not meant stays bit for bit; a fitted row against scipy's."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,14 @@ def test_an_expert_taken_out_leaves_the_others(saved: Path, tmp_path: Path) -> N
     assert not (tmp_path / "less" / "two").exists()
 
 
+def test_as_many_experts_decide_as_are_left(saved: Path, tmp_path: Path) -> None:
+    about, weight = read_routers(saved / "mixture")
+    shutil.copytree(saved / "mixture", tmp_path / "soft")
+    save_routers(tmp_path / "soft", replace(about, decision="soft", top_k=3), weight)
+    assert take_out(tmp_path / "soft", "two", tmp_path / "less").top_k == 2
+    attach_mixture(base(), tmp_path / "less")
+
+
 def test_an_expert_replaced_keeps_its_place(saved: Path, tmp_path: Path) -> None:
     put_in(saved / "mixture", "two", saved / "four", tmp_path / "other")
     assert (tmp_path / "other" / ROUTER).read_bytes() == (saved / "mixture" / ROUTER).read_bytes()
@@ -126,6 +136,19 @@ def test_refusals(saved: Path, tmp_path: Path) -> None:
         take_out(saved / "mixture", "five", tmp_path / "less")
     with pytest.raises(LorachainsError, match="holds no mixture"):
         read_routers(saved / "four")
+    for name in ("", "..", "../four", str(tmp_path / "four"), "mixture.json", "router"):
+        with pytest.raises(LorachainsError, match="name: the task label is"):
+            put_in(saved / "mixture", name, saved / "four", tmp_path / "new")
+    small = Chain(language_model(dtype=torch.float64).model, config("llama", r=2), range(1))
+    save_adapter(small, tmp_path / "small", "tiny-llama", fingerprint(base().model), 0)
+    with pytest.raises(LorachainsError, match=r"has rank 2, the mixture's experts have 4: train it with adapter.r=4"):
+        put_in(saved / "mixture", "five", tmp_path / "small", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    about, weight = read_routers(saved / "mixture")
+    shutil.copytree(saved / "mixture", tmp_path / "other")
+    save_routers(tmp_path / "other", replace(about, base_fingerprint="00"), weight)
+    with pytest.raises(LorachainsError, match=r"the routers in .* were trained on tiny-llama .weights 00."):
+        attach_mixture(base(), tmp_path / "other")
     data = make_data(base(), tasks=["one", "two"])
     data.setup()
     put_in(saved / "mixture", "four", saved / "four", tmp_path / "more")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorachains.data.rows import read_file
+from lorachains.data.selector import SELECTOR
 from lorachains.errors import LorachainsError
 
 
@@ -27,6 +28,9 @@ class Answer:
 def read_answers(path: Path, rows: int | None = None, seed: int = 0) -> list[Answer]:
     """The answers in a JSON Lines file with the fields `prompt` and `prediction`, as a run's `predictions.jsonl`.
 
+    Or with `prompt`, `answer` and `tokens`, as `lorachains.generate` prints them. The rows in which a chain's selector
+    names tasks are left out: they answer nobody.
+
     Args:
         rows: so many, drawn by `seed`, in file order; all if there are fewer.
 
@@ -39,6 +43,11 @@ def read_answers(path: Path, rows: int | None = None, seed: int = 0) -> list[Ans
         raise LorachainsError(f"{path} is no file: give a JSON Lines file with the fields prompt and prediction")
     answers = []
     for row in read_file(path):
+        if row.values.get("task") == SELECTOR:
+            continue
+        if "prediction" not in row.values and {"answer", "tokens"} <= row.values.keys():
+            answers.append(Answer(row.text("task"), row.text("prompt"), row.text("answer"), None, row.source))
+            continue
         if row.values.get("prediction", "") is None:
             raise LorachainsError(
                 f"{row.source}: no answer was generated: rate a run with data.generate=true, or of a task with metrics"

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ import hydra
 from omegaconf import DictConfig
 
 import lorachains
-from lorachains.answering.engine import Answerer
+from lorachains.answering.engine import Answerer, parts
 from lorachains.answering.replies import Answered
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
 from lorachains.data.protocol import positive
 from lorachains.data.rows import read_file
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_switch
 from lorachains.generation import Sampling
 
 
@@ -29,7 +29,8 @@ def main() -> None:
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="generate")
     @one_line_errors
     def command(cfg: DictConfig) -> None:
-        texts = [said[-1].removeprefix("prompt=")] if said else _texts(cfg)
+        texts = _prompt(said[-1].removeprefix("prompt="), cfg) if said else _texts(cfg)
+        check_switch("resident", cfg.resident)
         settings = {key: cfg[key] for key in ("selection", "threshold", "fallback")}
         chain = lorachains.load(
             cfg.run,
@@ -46,15 +47,19 @@ def main() -> None:
     command()
 
 
-def answers(chain: Answerer, texts: Sequence[str], cfg: DictConfig) -> list[dict[str, Any]]:
-    """What is printed of each text's answer."""
+def answers(chain: Answerer, texts: Sequence[str], cfg: DictConfig) -> Iterator[dict[str, Any]]:
+    """What is printed of each text's answer, as soon as its batch is answered; all at once where one adapter at a time
+    is in memory."""
     if cfg.answers not in ("best", "all"):
         raise LorachainsError(f"answers is {cfg.answers!r}: choose best or all")
-    for key in ("max_new_tokens", "batch_size"):
+    for key in ("max_new_tokens", "batch_size", "top_k"):
         positive(key, cfg[key])
     sampling = None if cfg.sampling is None else _sampling(cfg, len(texts))
-    found = chain.generate(texts, cfg.max_new_tokens, cfg.top_k, cfg.batch_size, sampling)
-    return [_line(text, answer, cfg.answers == "all") for text, answer in zip(texts, found, strict=True)]
+    for part in parts(range(len(texts)), len(texts) if cfg.resident else cfg.batch_size):
+        some = [texts[i] for i in part]
+        seeds = sampling and replace(sampling, seeds=[sampling.seeds[i] for i in part])
+        found = chain.generate(some, cfg.max_new_tokens, cfg.top_k, cfg.batch_size, seeds)
+        yield from (_line(text, answer, cfg.answers == "all") for text, answer in zip(some, found, strict=True))
 
 
 def _sampling(cfg: DictConfig, rows: int) -> Sampling:
@@ -85,6 +90,14 @@ def _line(text: str, answer: Answered, all_of_them: bool) -> dict[str, Any]:
     return line | {"seconds": {phase: round(choice.seconds, 4), "generate": round(best.seconds, 4)}}
 
 
+def _prompt(text: str, cfg: DictConfig) -> list[str]:
+    if cfg.prompts is not None:
+        raise LorachainsError("both prompt and prompts are given: give one of them")
+    if not text.strip():
+        raise LorachainsError("prompt is empty: give an instruction")
+    return [text]
+
+
 def _texts(cfg: DictConfig) -> list[str]:
     """The instructions of a file, or of standard input.
 
@@ -97,7 +110,10 @@ def _texts(cfg: DictConfig) -> list[str]:
             raise LorachainsError(f"prompts is {cfg.prompts!r}: give a JSON Lines file with the field prompt")
         texts = [row.text("prompt") for row in read_file(path)]
     else:
-        texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        try:
+            texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        except UnicodeDecodeError as error:
+            raise LorachainsError(f"standard input is no UTF-8 ({error}): convert it") from error
     if not texts:
         raise LorachainsError('no instruction: give prompt="…", prompts=FILE.jsonl, or lines on standard input')
     return texts

@@ -54,6 +54,11 @@ class Job:
     trunk: Optional["Job"] = None
     branches: tuple[DictConfig, ...] = ()
 
+    @property
+    def anew(self) -> bool:
+        """Whether results that are in the folder are to be deleted."""
+        return bool(self.cfg.overwrite) and not self.cfg.resume
+
 
 def train_jobs(jobs: Sequence[Job], group_size: int | None = None) -> list[Outcome]:
     """Trains, tests and saves runs that differ in what can be stacked in one bank (`grouping`), as if each were alone.
@@ -67,8 +72,14 @@ def train_jobs(jobs: Sequence[Job], group_size: int | None = None) -> list[Outco
     outcomes: dict[int, Outcome] = {}
     for i, job in enumerate(jobs if writes() else ()):
         try:
-            job.folder.begin(settings_of(job.cfg), job.cfg.resume, job.cfg.overwrite)
-            record(job.folder.code)
+            job.folder.check(settings_of(job.cfg), job.cfg.resume, job.cfg.overwrite)
+            if not job.anew:
+                _begin(job)
+            elif own := [key for key, folder in _beginnings(job.cfg) if _within(folder, job.folder.path)]:
+                raise LorachainsError(
+                    f"{own[0]} lies in this run's own folder, which overwrite=true empties: "
+                    "choose another hydra.run.dir"
+                )
         except LorachainsError as error:
             outcomes[i] = error
     ready = [i for i in range(len(jobs)) if i not in outcomes]
@@ -77,6 +88,22 @@ def train_jobs(jobs: Sequence[Job], group_size: int | None = None) -> list[Outco
         part = ready[start : start + size]
         outcomes |= zip(part, _side_by_side([jobs[i] for i in part]), strict=True)
     return [outcomes[i] for i in range(len(jobs))]
+
+
+def _begin(job: Job) -> None:
+    job.folder.begin(settings_of(job.cfg), job.cfg.resume, job.cfg.overwrite)
+    record(job.folder.code)
+
+
+def _beginnings(cfg: DictConfig) -> list[tuple[str, Any]]:
+    """The settings that name a folder with whose adapters training begins."""
+    method = [(f"method.{key}", cfg.method.get(key)) for key in ("start", "experts")]
+    return [("start_from", cfg.start_from), *method]
+
+
+def _within(folder: Any, other: Path) -> bool:
+    """Whether a setting names a folder within another one."""
+    return isinstance(folder, str) and Path(folder).resolve().is_relative_to(other.resolve())
 
 
 def _side_by_side(jobs: Sequence[Job]) -> list[Outcome]:
@@ -127,6 +154,10 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
     base, data, methods = loaded(jobs)
     method = stack(methods, base)
     check_adapted(base)
+    data.setup()
+    for job in jobs if writes() else ():
+        if job.anew:  # not before all is there to take its place
+            _begin(job)
     checkpoint = checkpoint_of(jobs)
     if len(jobs) > 1 and checkpoint.is_file() and not first.resume:
         _start_afresh(checkpoint, first.overwrite)

@@ -105,7 +105,12 @@ def attach_mixture(base: LanguageModel, folder: Path, decision: str | None = Non
     about, weight = read_routers(folder)
     if about.by_token and decision not in (None, about.decision):
         raise LorachainsError(f"decision is {decision!r}, but {folder} decides for each token anew: leave it out")
-    check_base(folder / about.names[0], base.name, fingerprint(base.model))
+    check_base(folder / about.names[0], base.name, known := fingerprint(base.model))
+    if about.base_fingerprint != known:
+        raise LorachainsError(
+            f"the routers in {folder} were trained on {about.base} (weights {about.base_fingerprint}), not on "
+            f"{base.name} (weights {known}): load them with their own base"
+        )
     mixture = Mixture(
         chain_of(base, folder, about.names), POOLS[0] if about.by_token else about.pool,
         decision or about.decision, about.top_k, about.shared, about.voters, about.reads,

@@ -1,7 +1,10 @@
 """`python -m lorachains.moa add|remove|replace run=DIR name=… output=DIR`: experts of a trained mixture, one by one."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hydra
 import torch
@@ -10,37 +13,58 @@ from omegaconf import DictConfig
 
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
+from lorachains.data.instructions import check_label
+from lorachains.data.protocol import positive
 from lorachains.errors import LorachainsError
 from lorachains.mixture_format import read_routers, write_card
 from lorachains.models import LanguageModel
 from lorachains.of_run import split_arguments, take_from_run
 from lorachains.run_folder import RunFolder
-from lorachains.surgery import fit_expert, judged, put_in, table, take_out
+from lorachains.surgery import check_domains, fit_expert, judged, put_in, table, take_out
 
 COMMANDS = ("add", "remove", "replace")
 
 
 def operate(command: str, cfg: DictConfig) -> None:
     """Writes the new mixture to `output`, and prints what it and the old one do with each domain."""
-    folder, output = Path(cfg.mixture or RunFolder(Path(cfg.run)).adapters), Path(cfg.output)
-    check(command, cfg, folder)
+    folder, output, name = Path(cfg.mixture or RunFolder(Path(cfg.run)).adapters), Path(cfg.output), cfg.name
+    names = check(command, cfg, folder)
     base = _base(cfg)
     data = instantiate(cfg.data, tokenizer=base.tokenizer)
     data.setup("test")
+    check_domains(data, names)
     before = judged(base, folder, data, cfg.split)
-    if command == "remove":
-        about = take_out(folder, cfg.name, output)
-    else:
-        about = put_in(folder, cfg.name, Path(cfg.adapter), output)
-        fit_expert(_base(cfg), output, cfg.name, data, cfg.rows)
-    after = judged(_base(cfg), output, data, cfg.split)
-    write_card(output, about, {f"test/{key}": value for key, value in after.items()})
+    with whole(output) as part:
+        if command == "remove":
+            about = take_out(folder, name, part)
+        else:
+            about = put_in(folder, name, Path(cfg.adapter), part)
+            fit_expert(_base(cfg), part, name, data, cfg.rows)
+        after = judged(_base(cfg), part, data, cfg.split)
+        write_card(part, about, {f"test/{key}": value for key, value in after.items()})
     print(table(before, after))
 
 
-def check(command: str, cfg: DictConfig, folder: Path) -> None:
-    """Raises a LorachainsError for what can't be done, before anything is computed."""
-    names = read_routers(folder)[0].names
+@contextmanager
+def whole(output: Path) -> Iterator[Path]:
+    """A place for what becomes `output` in the end: where anything fails, nothing is left."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+        part = Path(scratch) / output.name
+        yield part
+        part.rename(output)
+
+
+def check(command: str, cfg: DictConfig, folder: Path) -> list[str]:
+    """The experts of whose domains rows are needed.
+
+    Raises:
+        LorachainsError: what is asked for can't be done; before anything is computed.
+    """
+    about, _ = read_routers(folder)
+    output, names = Path(cfg.output), about.names
+    if about.by_token:
+        raise LorachainsError(f"{folder} is of method=moe_lora, whose routers know no domains: give one of method=moa")
     if command != "remove" and cfg.adapter is None:
         raise LorachainsError(f"{command} needs the expert: give adapter=DIR, a PEFT adapter")
     if (cfg.name in names) == (command == "add"):
@@ -48,8 +72,14 @@ def check(command: str, cfg: DictConfig, folder: Path) -> None:
         raise LorachainsError(f"name={cfg.name} is {there} among the mixture's experts: {', '.join(names)}")
     if cfg.split not in ("val", "test"):
         raise LorachainsError(f"split is {cfg.split!r}: choose val or test")
-    if Path(cfg.output).exists():
-        raise LorachainsError(f"output={cfg.output} is there already: give a folder that is not")
+    positive("rows", cfg.rows)
+    if output.exists():
+        raise LorachainsError(f"output={output} is there already: give a folder that is not")
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise LorachainsError(f"output={output} lies within the mixture that is to stay as it is: give another folder")
+    if command == "remove":
+        return []
+    return [*names, check_label(cfg.name, "name")] if command == "add" else names
 
 
 def _base(cfg: DictConfig) -> LanguageModel:
@@ -70,6 +100,10 @@ def main() -> None:
     @one_line_errors
     def command(cfg: DictConfig) -> None:
         given = cfg.adapter
+        for key in ("run", "name", "output"):
+            if not isinstance(cfg[key], str | int):
+                raise LorachainsError(f"{key} is {cfg[key]!r}: give one name")
+            cfg[key] = str(cfg[key])
         take_from_run(cfg, RunFolder(Path(cfg.run)), changes)
         cfg.adapter = given  # not the run's
         operate(name, cfg)

@@ -105,8 +105,8 @@ class RunFolder:
         self._check_same(settings)
         return True
 
-    def begin(self, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-        """Makes the folder ready for a run with these settings.
+    def check(self, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+        """Whether the folder can be made ready for a run with these settings.
 
         Raises:
             LorachainsError: the folder holds results or a checkpoint that are neither to be resumed nor overwritten, or
@@ -118,6 +118,16 @@ class RunFolder:
                 "add resume=true to go on with it, overwrite=true to start afresh, or choose another hydra.run.dir "
                 "(hydra.sweep.dir in a multirun)"
             )
+        if resume and self.config.is_file():
+            self._check_same(settings)
+
+    def begin(self, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+        """Makes the folder ready for a run with these settings.
+
+        Raises:
+            LorachainsError: see `check`.
+        """
+        self.check(settings, resume, overwrite)
         if overwrite and not resume:
             several = (self.path / name for name in OF_SEVERAL)
             for old in (self.metrics, self.predictions, self.knots, self.config, self.code, *self.pictures, *several):
@@ -125,8 +135,6 @@ class RunFolder:
             written = (self.adapter, self.adapters, self.last, self.model, self.classifier, self.checkpoint.parent)
             for old in (*written, self.path / "csv"):
                 shutil.rmtree(old, ignore_errors=True)
-        if resume and self.config.is_file():
-            self._check_same(settings)
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.config, OmegaConf.to_yaml(OmegaConf.create(dict(settings))))
 

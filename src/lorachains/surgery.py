@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorachains.data import TaskDataModule
+from lorachains.data.instructions import check_label
 from lorachains.data.tokens import Encoded, padding_token, prompt_of
 from lorachains.domains import perplexities
 from lorachains.errors import LorachainsError
 from lorachains.mixture import Mixture
-from lorachains.mixture_format import CARD, About, attach_mixture, read_routers, save_routers
+from lorachains.mixture_format import About, attach_mixture, read_routers, save_routers
 from lorachains.models import LanguageModel
-from lorachains.peft_format import read_config
+from lorachains.peft_format import read_adapter, read_config
 
 Item = TypeVar("Item")
 
@@ -38,11 +39,22 @@ def put_in(folder: Path, name: str, adapter: Path, output: Path) -> About:
     """Copies a mixture with one expert more, or with another one by that name. A new expert's router row is zero.
 
     Raises:
-        LorachainsError: there is no such mixture or adapter, or `output` is there already.
+        LorachainsError: there is no such mixture or adapter, the adapter has another rank or other layers, the
+            name can't be a folder's, or `output` is there already.
     """
     about, weight = read_routers(folder)
-    read_config(adapter)
-    _copy(folder, output, leave_out=name)
+    check_label(name, "name")
+    if (rank := read_config(adapter).r) != (others := read_config(folder / about.names[0]).r):
+        raise LorachainsError(
+            f"adapter={adapter} has rank {rank}, the mixture's experts have {others}: train it with adapter.r={others}"
+        )
+    layers, theirs = (set(read_adapter(of).layers) for of in (adapter, folder / about.names[0]))
+    if odd := sorted(layers ^ theirs):
+        raise LorachainsError(
+            f"adapter={adapter} and the mixture's experts differ in {odd[0]}: train it with their "
+            "adapter.target_modules"
+        )
+    _copy(folder, output, about, leave_out=name)
     shutil.copytree(adapter, output / name)
     if name not in about.names:
         about = replace(about, names=[*about.names, name])
@@ -61,8 +73,9 @@ def take_out(folder: Path, name: str, output: Path) -> About:
     if name not in about.names or len(about.names) < 3:
         raise LorachainsError(f"{name!r} can't be taken out of {', '.join(about.names)}: name one of three or more")
     kept = [i for i, other in enumerate(about.names) if other != name]
-    about = replace(about, names=[about.names[i] for i in kept])
-    _copy(folder, output, leave_out=name)
+    _copy(folder, output, about, leave_out=name)
+    top_k = None if about.top_k is None else min(about.top_k, len(kept))
+    about = replace(about, names=[about.names[i] for i in kept], top_k=top_k)
     save_routers(output, about, weight[:, kept])
     return about
 
@@ -79,7 +92,9 @@ def fit_expert(base: LanguageModel, folder: Path, name: str, data: TaskDataModul
     """
     mixture, about = attach_mixture(base, folder)
     pad, expert = padding_token(base.tokenizer), about.names.index(name)
-    chosen = [row for of_domain in _by_expert(data, "train", about.names) for row in of_domain[:rows]]
+    check_domains(data, about.names)
+    by_task = dict(zip((task.name for task in data.tasks), _by_task(data, "train"), strict=True))
+    chosen = [row for name in about.names for row in by_task[name][:rows]]
     labels = torch.tensor([about.names.index(data.tasks[row.task].name) for row in chosen])
     read = mixture.features([prompt_of(row) for row in chosen], labels.tolist(), pad)
     weight = mixture.routers.weight.detach()
@@ -176,16 +191,16 @@ def _by_task(data: TaskDataModule, split: str) -> list[list[Encoded]]:
     return [[row for row in data.rows(split) if row.task == task] for task in range(len(data.tasks))]
 
 
-def _by_expert(data: TaskDataModule, split: str, names: Sequence[str]) -> list[list[Encoded]]:
-    tasks = [task.name for task in data.tasks]
-    if missing := sorted(set(names) - set(tasks)):
+def check_domains(data: TaskDataModule, names: Sequence[str]) -> None:
+    """Raises `LorachainsError` where an expert's domain is none of the data's tasks."""
+    if missing := sorted(set(names) - {task.name for task in data.tasks}):
         raise LorachainsError(f"there are no rows of {', '.join(missing)}: give data.tasks=[{','.join(names)}]")
-    rows = _by_task(data, split)
-    return [rows[tasks.index(name)] for name in names]
 
 
-def _copy(folder: Path, output: Path, leave_out: str) -> None:
+def _copy(folder: Path, output: Path, about: About, leave_out: str) -> None:
+    """The experts' folders but for one."""
     if output.exists():
         raise LorachainsError(f"output={output} is there already: give a folder that is not")
-    shutil.copytree(folder, output, ignore=shutil.ignore_patterns(CARD))
-    shutil.rmtree(output / leave_out, ignore_errors=True)
+    for name in about.names:
+        if name != leave_out:
+            shutil.copytree(folder / name, output / name)

@@ -196,6 +196,22 @@ def test_a_used_folder(train: Train) -> None:
     assert train(RUN, "overwrite=true").code == 0
 
 
+def test_what_is_to_be_overwritten_stays_until_all_is_there_to_take_its_place(train: Train, tmp_path: Path) -> None:
+    chain = ["method=chain_of_lora", "data.tasks=[chain_sum,syllogism]", "hydra.run.dir=run"]
+    assert train(*chain).code == 0
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.suffix != ".log"]
+    before = {path: path.read_bytes() for path in files if ".hydra" not in path.parts}
+    for wrong, says in {
+        "method.threshold=2": "threshold is 2",
+        "data.tasks=[chain_sum,typo]": "typo",
+        "method.start=run": "method.start lies in this run's own folder, which overwrite=true empties",
+    }.items():
+        done = train(*chain, "overwrite=true", wrong)
+        assert done.code == 1
+        assert says in error_line(done.err)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
 def test_a_corrupted_checkpoint(train: Train, tmp_path: Path) -> None:
     assert train(RUN, "checkpoint_seconds=0").code == 0
     (tmp_path / "run" / "metrics.json").unlink()

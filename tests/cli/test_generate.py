@@ -53,6 +53,16 @@ def test_a_chain_answers_what_it_is_given(train: Train, generate: Generate) -> N
         assert again["top_k"][0] == pytest.approx(line["top_k"][0])
 
 
+def test_each_batch_is_printed_when_it_is_answered(train: Train, generate: Generate) -> None:
+    """What comes later may fail."""
+    assert train(*CHAIN).code == 0
+    long = json.dumps({"prompt": "x" * 3000})
+    Path("prompts.jsonl").write_text(f'{{"prompt": "a"}}\n{{"prompt": "b"}}\n{long}\n')
+    code, lines, err = generate("run=run", "prompts=prompts.jsonl", "max_new_tokens=900", "batch_size=2")
+    assert code == 1
+    assert [line["prompt"] for line in lines] == ["a", "b"], err
+
+
 def test_a_run_of_one_adapter_selects_nothing(train: Train, generate: Generate) -> None:
     assert train("hydra.run.dir=run").code == 0
     code, [line], err = generate("run=run", "prompt=2 + 2 =", "max_new_tokens=2", "sampling={temperature: 0.7}")
@@ -88,6 +98,9 @@ def test_another_selector_selects(train: Train, generate: Generate) -> None:
         (["run=nowhere", "prompt=x"], "nowhere holds no run"),
         (["run=.", "prompts=none.jsonl"], "prompts is 'none.jsonl': give a JSON Lines file"),
         (["run=."], "no instruction: give prompt="),
+        (["run=.", "prompt= "], "prompt is empty"),
+        (["run=.", "prompt=x", "prompts=none.jsonl"], "both prompt and prompts are given"),
+        (["run=.", "prompt=x", "resident=maybe"], "resident is 'maybe': give true or false"),
     ],
 )
 def test_one_line_says_what_is_wrong(

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from lorachains.config import conf_dir
 from lorachains.data import TaskDataModule
+from lorachains.data.hub import HubSet
 from lorachains.data.instruction_sets import FIREFLY
 from lorachains.data.statistics import token_counts
 from lorachains.data.tokens import NO_TASK
@@ -116,7 +117,8 @@ def test_rows_with_long_answers_are_left_out_or_refused(tmp_path: Path, caplog: 
         ("data.long_answers=cut", "data.long_answers is 'cut'"),
         ("data.template=alpaca", "data.template is 'alpaca'"),
         ("data.mix=task", "data.mix is 'task'"),
-        ("data.path=null", "data.path is null"),
+        ("data.path=null", "give data.path, a file or a folder of rows, or data.hub"),
+        ("data.hub=owner/name", "give data.path, a file or a folder of rows, or data.hub"),
         ("data.columns.input=x", "data.columns.input is 'x'"),
     ],
 )
@@ -225,6 +227,19 @@ def test_firefly_of_the_hub_gives_its_rows_as_they_are() -> None:
     [row] = FIREFLY.official(Dataset.from_list(rows), "train")
     assert row.values == rows[0]
     assert row.source == "hub:YeungNLP/firefly-train-1.1M/default/train#0"
+
+
+def test_rows_of_the_hub_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labelled by their own column, or by their set's name."""
+    sets = {
+        ("owner/one", "default"): [{"instruction": f"add {i}", "output": str(i)} for i in range(10)],
+        ("owner/two", "en"): [{"task": "spell", "instruction": f"spell {i}", "output": str(i)} for i in range(10)],
+    }
+    monkeypatch.setattr(HubSet, "_load", lambda self, split: Dataset.from_list(sets[self.repository, self.config]))
+    module = _module("+data=instructions", "data.hub=[owner/one,'owner/two:en']")
+    assert module.task_names == ["one", "spell"]
+    module.setup()
+    assert module.splits[1].train[0].source.startswith("hub:owner/two/en/train#")
 
 
 def test_token_counts_are_those_of_the_texts(tmp_path: Path) -> None:

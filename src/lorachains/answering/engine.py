@@ -135,6 +135,8 @@ class Answerer:
         """The choices, and what was read for all adapters, if it was."""
         start, instructions = time.perf_counter(), [self.prompts.instruction(text) for text in texts]
         read = self._read(instructions)
+        if settings.selection == "generate" and k > 1:
+            raise LorachainsError(f"top_k is {k}, but a generated name is one: choose selection=exact, or top_k=1")
         if settings.selection == "generate":
             adapter, asking = self._adapters([SELECTOR])[0], [self._asked.asking(text) for text in instructions]
             names = generated_names(self._generator, self.base.tokenizer, settings.question, asking, adapter, read)

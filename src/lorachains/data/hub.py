@@ -28,14 +28,17 @@ class HubSet:
         labels: the hub's label name to the official file's label, whose type may be another ("True" to true); None
             where rows have no label.
         nested: fields that the official file keeps one level down, in an object of this name; None for none.
-        files: what else can be given, under a folder DIR.
+        instead: what can be done where the hub can't be reached.
     """
 
     repository: str
     config: str
     labels: Mapping[str, Any] | None = None
     nested: str | None = None
-    files: str = "DIR/superglue/RTE/train.jsonl, DIR/glue/SST-2/train.tsv, …"
+    instead: str = (
+        "set data.root=DIR, a folder with the official files "
+        "(DIR/superglue/RTE/train.jsonl, DIR/glue/SST-2/train.tsv, …)"
+    )
 
     def rows(self, split: str) -> Iterator[Row]:
         """The rows of "train" or "validation" as the official files have them.
@@ -83,6 +86,6 @@ class HubSet:
 
     def _advice(self) -> str:
         return (
-            f"the hub doesn't give out {self.repository}/{self.config} (no network?): set data.root=DIR, a folder with "
-            f"the official files ({self.files}), or use data=reasoning_gym"
+            f"the hub doesn't give out {self.repository}/{self.config} (no network?): {self.instead}, "
+            "or use data=reasoning_gym"
         )

@@ -27,7 +27,10 @@ from lorachains.errors import LorachainsError, check_switch
 
 log = logging.getLogger(__name__)
 
-FIREFLY = HubSet("YeungNLP/firefly-train-1.1M", "default", files="DIR/firefly/NLI.jsonl, …")
+FIREFLY = HubSet(
+    "YeungNLP/firefly-train-1.1M", "default",
+    instead="set data.root=DIR, a folder with the official files (DIR/firefly/NLI.jsonl, …)",
+)  # fmt: skip
 
 
 class Instructions:
@@ -104,22 +107,36 @@ class Instructions:
 
 def instructions(
     tokenizer: PreTrainedTokenizerBase, *, path: str | None, columns: Mapping[str, str | None],
-    unlabelled: bool = False, **settings: Any,
+    hub: str | Sequence[str] | None = None, unlabelled: bool = False, **settings: Any,
 ) -> TaskDataModule:  # fmt: skip
-    """A user's own rows, of a file or of a folder's files. Where no row of a file has a label, its name is one.
+    """A user's own rows, of a file or of a folder's files, or the training rows of sets of the hub.
+
+    Where no row of a file or of a set has a label, its name is one.
 
     Args:
+        hub: sets by their names, "owner/name" or "owner/name:config".
         unlabelled: whether rows may lack the label that others of their file have, for training.
 
     Raises:
-        LorachainsError: there is no such file, or a bad row in it.
+        LorachainsError: there is no such file or set, or a bad row in it.
     """
-    if path is None:
-        raise LorachainsError("data.path is null: give a file or a folder of rows")
+    if (path is None) == (hub is None):
+        raise LorachainsError("give data.path, a file or a folder of rows, or data.hub, sets of the hub by their names")
     check_switch("data.unlabelled", unlabelled)
-    files = files_in(Path(path), "data.path")
-    found = (r for file in files for r in records(read_rows(file), columns, file.stem, str(file), unlabelled))
+    sources: list[tuple[Iterable[Row], str, str]]
+    if path is not None:
+        sources = [(read_rows(file), file.stem, str(file)) for file in files_in(Path(path), "data.path")]
+    else:
+        sources = [_of_hub(name) for name in ([hub] if isinstance(hub, str) else hub or ())]
+    found = (r for rows, label, source in sources for r in records(rows, columns, label, source, unlabelled))
     return _module(tokenizer, found, **settings)
+
+
+def _of_hub(name: str) -> tuple[Iterable[Row], str, str]:
+    """A set's training rows, the label of those that have none, and where they are from."""
+    repository, _, config = str(name).partition(":")
+    of = HubSet(repository, config or "default", instead="save its rows as a file and give data.path=FILE")
+    return of.rows("train"), repository.rpartition("/")[2], f"hub:{name}"
 
 
 def firefly(tokenizer: PreTrainedTokenizerBase, *, root: str | None, **settings: Any) -> TaskDataModule:

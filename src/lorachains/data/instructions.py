@@ -96,7 +96,7 @@ class Columns:
         column = self.task if self.task and "." not in self.task else None
         if self.unlabelled and column and row.values.get(column) in (None, ""):  # CSV has no null
             return UNLABELLED
-        return _checked(row.text(self.task).strip() if self.task else self.label, row.source)
+        return check_label(row.text(self.task).strip() if self.task else self.label, row.source)
 
 
 def find_columns(
@@ -193,10 +193,22 @@ def _first_turns(row: Row, column: str) -> Row:
     raise LorachainsError(f"{row.source}: no turn of 'human' is followed by one of 'gpt': correct or delete the row")
 
 
-def _checked(label: str, source: str) -> str:
-    """The label, which names a folder of the run and metrics."""
-    if not label or label in (".", "..") or set(label) & set("/\\\0\n"):
+RESERVED = (
+    ".", "..", "README.md", "mixture.json", "router.safetensors", "chain.json", "selector.json",
+    "oracle", "routed", "router", "selector",
+)  # fmt: skip
+"""Names that a run's folders have for something else, or its metrics."""
+
+
+def check_label(label: str, source: str) -> str:
+    """A task's label, which names a folder of the run, and metrics.
+
+    Raises:
+        LorachainsError: it can't.
+    """
+    if not label or label in RESERVED or set(label) & set("/\\\0\n"):
         raise LorachainsError(
-            f"{source}: the task label is {label!r}: it names a folder, so give one that isn't empty and has no slash"
+            f"{source}: the task label is {label!r}: it names a folder and metrics, so give one that isn't empty, has "
+            f"no slash, and is none of {', '.join(RESERVED)}"
         )
     return label

@@ -69,6 +69,8 @@ class Endpoint:
             raise LorachainsError("endpoint.url is no address: give it as http://HOST:PORT/v1 or https://HOST/v1")
         if parts.username or parts.password or parts.query:
             raise LorachainsError(f"endpoint.url holds more than an address: give the key as {KEY} in the environment")
+        if not isinstance(self.request, Mapping):
+            raise LorachainsError(f"endpoint.request is {self.request!r}: give a mapping, as {{temperature: 0}}")
         if not self.model:
             raise LorachainsError("endpoint.model is not given: name the model, or set JUDGE_MODEL")
         for name, least in (("retries", 0), ("workers", 1)):

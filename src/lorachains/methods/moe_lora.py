@@ -6,6 +6,7 @@ size. The paper begins with trained LoRAs (`experts`) or, "naive", with all expe
 load-balancing loss of Switch Transformers (Fedus et al. 2022). Products of all experts are made for each token.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -42,7 +43,7 @@ class MoeLora(Routed):
 
     def __init__(self, *, names: Sequence[str], balance: float = 0.0, **kwargs: Any):
         super().__init__(names=names, decision="soft", reads="experts", **kwargs)
-        if not (isinstance(balance, int | float) and balance >= 0):
+        if type(balance) not in (int, float) or not 0 <= balance < math.inf:
             raise LorachainsError(f"method.balance is {balance!r}: give a weight of 0 or more")
         check_not_recomputed(self.model, "method=moe_lora")
         self.experts, self.balance = list(names), balance

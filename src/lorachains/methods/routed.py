@@ -201,4 +201,6 @@ def _folders(experts: str | Mapping[str, str], names: Sequence[str]) -> list[Pat
         raise LorachainsError(
             f"method.experts names {', '.join(sorted(experts))}: give a folder for each of {', '.join(names)}, no other"
         )
+    if empty := [name for name in names if not isinstance(experts[name], str)]:
+        raise LorachainsError(f"method.experts has {experts[empty[0]]!r} for {empty[0]}: give a folder")
     return [Path(experts[name]) for name in names]
