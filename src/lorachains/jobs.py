@@ -38,6 +38,10 @@ GROUPS = ".groups"
 """The folder beside those of runs, for the checkpoints of those that are trained together."""
 
 
+PARTING = ("_target_", "path", "hub", "language", "seed", "split")
+"""Settings of data that say which rows there are, and in which split."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A run to be made.
@@ -73,6 +77,7 @@ def train_jobs(jobs: Sequence[Job], group_size: int | None = None) -> list[Outco
     for i, job in enumerate(jobs if writes() else ()):
         try:
             job.folder.check(settings_of(job.cfg), job.cfg.resume, job.cfg.overwrite)
+            _check_start(job.cfg)
             if not job.anew:
                 _begin(job)
             elif own := [key for key, folder in _beginnings(job.cfg) if _within(folder, job.folder.path)]:
@@ -93,6 +98,24 @@ def train_jobs(jobs: Sequence[Job], group_size: int | None = None) -> list[Outco
 def _begin(job: Job) -> None:
     job.folder.begin(settings_of(job.cfg), job.cfg.resume, job.cfg.overwrite)
     record(job.folder.code)
+
+
+def _check_start(cfg: DictConfig) -> None:
+    """Compares the rows with those of a chain whose experts are taken over.
+
+    Raises:
+        LorachainsError: they are parted otherwise, so that experts would be tested on what they have learned.
+    """
+    start = cfg.method.get("start")
+    if not isinstance(start, str) or not RunFolder(Path(start)).config.is_file():
+        return  # which the method refuses, if it is no chain
+    before, now = RunFolder(Path(start)).read_config().data, cfg.data
+    for keys, refused in ((PARTING, True), (("max_length", "template", "superni"), False)):
+        for key in (key for key in keys if before.get(key) != now.get(key)):
+            found = f"method.start={start} was trained with data.{key}={before.get(key)}, this run has {now.get(key)}"
+            if refused:
+                raise LorachainsError(f"{found}: its experts may have learned this run's test rows, give the same")
+            log.warning("%s: its experts answer other prompts than they were trained on", found)
 
 
 def _beginnings(cfg: DictConfig) -> list[tuple[str, Any]]:

@@ -212,6 +212,17 @@ def test_what_is_to_be_overwritten_stays_until_all_is_there_to_take_its_place(tr
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_a_chain_is_taken_over_for_the_same_rows_alone(train: Train) -> None:
+    chain = ["method=chain_of_lora", "data.tasks=[chain_sum,syllogism]"]
+    assert train(*chain, "hydra.run.dir=run").code == 0
+    done = train(*chain, "hydra.run.dir=next", "method.start=run", "data.seed=1")
+    assert done.code == 1
+    assert "method.start=run was trained with data.seed=0, this run has 1: its experts may have" in error_line(done.err)
+    done = train(*chain, "hydra.run.dir=next", "method.start=run", "data.max_length=500")
+    assert done.code == 0
+    assert "was trained with data.max_length=1024, this run has 500" in done.out + done.err
+
+
 def test_a_corrupted_checkpoint(train: Train, tmp_path: Path) -> None:
     assert train(RUN, "checkpoint_seconds=0").code == 0
     (tmp_path / "run" / "metrics.json").unlink()

@@ -60,7 +60,8 @@ class Confusion:
     def _draw(self, path: Path) -> None:
         from matplotlib.figure import Figure  # not at the top: takes a while, and is needed once
 
-        counts, size = self.counts, 2 + 0.4 * len(self.names)
+        labels = 0.1 * max(len(name) for name in self.names)  # inches, as the squares' sides
+        counts, size = self.counts, 1 + 0.4 * len(self.names) + labels
         figure = Figure(figsize=(size + 1, size), layout="constrained")
         axes = figure.add_subplot()
         axes.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
