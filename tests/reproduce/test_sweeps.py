@@ -167,3 +167,19 @@ def test_unknown_names(name: str, size: str, says: str) -> None:
 def test_an_override_that_hydra_cannot_read() -> None:
     with pytest.raises(LorachainsError, match="is no override that Hydra can read"):
         expanded(["seed=[0"])
+
+
+def test_a_table_on_data_of_ones_own() -> None:
+    """What is given takes the place of the file's keys, whatever the size, and may refer to others."""
+    given: dict[str, Any] = {
+        "data": ["data=instructions", "data.path=mine.jsonl"],
+        "domains": {"LAW": [], "TAX": [], "Average": {"name": ""}},
+    }
+    sweep = load("moa-table2", "small", given)
+    assert [part.label for part in sweep.rows] == ["LAW", "TAX", "Average"]
+    assert {"data=instructions", "data.path=mine.jsonl", "model=smollm2-135m"} < set(sweep.overrides)
+    assert not any("language" in override for override in sweep.overrides)
+    chain = load("chain-of-lora-table1", "small", {"rows": {"LAW": "${chain}"}, "against": {}})
+    assert "method=chain_of_lora" in chain.rows[0].overrides
+    with pytest.raises(LorachainsError, match=r"keys has 'domain', which moa-table2 hasn't: against, base, columns"):
+        load("moa-table2", "small", {"domain": {}})

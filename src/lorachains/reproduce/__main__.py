@@ -5,12 +5,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lorachains.cli import one_line_errors
@@ -83,7 +84,10 @@ def check(cfg: DictConfig) -> None:
 def chosen(cfg: DictConfig) -> list[Sweep]:
     """The sweeps that `table` and `size` name."""
     asked = sweeps.names() if cfg.table == "all" else [cfg.table] if isinstance(cfg.table, str) else list(cfg.table)
-    return [sweeps.load(name, cfg.size) for name in asked]
+    if cfg["keys"] is not None and not OmegaConf.is_dict(cfg["keys"]):
+        raise LorachainsError(f"keys is {cfg['keys']!r}: give a mapping, as {{data: ['data=instructions']}}")
+    keys: Any = cfg["keys"] and OmegaConf.to_container(cfg["keys"])  # which refer to the sweep's, not to one another
+    return [sweeps.load(name, cfg.size, keys) for name in asked]
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="reproduce")
@@ -99,7 +103,8 @@ def main(cfg: DictConfig) -> None:
     root, composer = launch.root, Composer(launch.root, cfg.overrides)
     found = [composer.table(sweep) for sweep in tables]
     try:
-        command = " ".join(["python -m lorachains.reproduce", *HydraConfig.get().overrides.task])
+        said: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as it was, `keys` may refer to others
+        command = " ".join(["python -m lorachains.reproduce", *said])
         whole = reproduce(found, launch, command)
     except KeyboardInterrupt:
         print(f"stopped: nothing is lost, the same command goes on ({root})", file=sys.stderr)

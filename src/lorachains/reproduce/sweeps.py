@@ -146,23 +146,26 @@ def names() -> list[str]:
     return sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
 
 
-def load(name: str, size: str) -> Sweep:
+def load(name: str, size: str, keys: Mapping[str, Any] | None = None) -> Sweep:
     """The table or figure in that size.
 
+    Args:
+        keys: in place of the file's, of all its sizes.
+
     Raises:
-        LorachainsError: there is none of that name or size, or its file is wrong.
+        LorachainsError: there is none of that name or size, it has no such key, or its file is wrong.
     """
     if name not in names():
         raise LorachainsError(f"table is {name!r}: choose all or some of {', '.join(names())}")
     if size not in SIZES:
         raise LorachainsError(f"size is {size!r}: choose {', '.join(SIZES)}")
-    return read(sweeps_dir() / f"{name}.yaml", size)
+    return read(sweeps_dir() / f"{name}.yaml", size, keys)
 
 
-def read(file: Path, size: str) -> Sweep:
-    """The sweep of a file, in one size. Raises a LorachainsError if the file is wrong."""
+def read(file: Path, size: str, keys: Mapping[str, Any] | None = None) -> Sweep:
+    """The sweep of a file, in one size. Raises a LorachainsError if the file, or what is in its place, is wrong."""
     try:
-        settings = _settings(file, size)
+        settings = _settings(file, size, keys or {})
         sweep = Sweep(
             name=file.stem, size=size, paper=settings["paper"], title=settings["title"],
             minutes=settings["minutes"][size], over=settings["select"]["over"], by=settings["select"]["by"],
@@ -201,7 +204,7 @@ def expanded(overrides: Sequence[str]) -> list[Overrides]:
     return [tuple(job) for job in jobs]
 
 
-def _settings(file: Path, size: str) -> dict[str, Any]:
+def _settings(file: Path, size: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     own = OmegaConf.load(file)
     if not isinstance(own, DictConfig):
         raise LorachainsError(f"{file}: a sweep is a mapping of keys: see lorachains/reproduce/sweeps.py")
@@ -209,6 +212,10 @@ def _settings(file: Path, size: str) -> dict[str, Any]:
     whole = OmegaConf.merge(base, own)
     assert isinstance(whole, DictConfig)
     for key, value in whole.pop("sizes").get(size, {}).items():
+        whole[key] = value
+    for key, value in keys.items():
+        if key not in whole:
+            raise LorachainsError(f"keys has {key!r}, which {file.stem} hasn't: {', '.join(sorted(map(str, whole)))}")
         whole[key] = value
     settings: Any = OmegaConf.to_container(whole, resolve=True)
     return settings
