@@ -38,8 +38,10 @@ GROUPS = ".groups"
 """The folder beside those of runs, for the checkpoints of those that are trained together."""
 
 
-PARTING = ("_target_", "path", "hub", "language", "seed", "split")
-"""Settings of data that say which rows there are, and in which split."""
+PARTING = ("seed", "split")
+"""Settings of data that say in which split a row is."""
+SHOWN = ("_target_", "path", "hub", "language", "max_length", "template", "superni")
+"""Those that say which rows there are, and what of them a model reads."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,11 @@ def _check_start(cfg: DictConfig) -> None:
     if not isinstance(start, str) or not RunFolder(Path(start)).config.is_file():
         return  # which the method refuses, if it is no chain
     before, now = RunFolder(Path(start)).read_config().data, cfg.data
-    for keys, refused in ((PARTING, True), (("max_length", "template", "superni"), False)):
-        for key in (key for key in keys if before.get(key) != now.get(key)):
-            found = f"method.start={start} was trained with data.{key}={before.get(key)}, this run has {now.get(key)}"
-            if refused:
-                raise LorachainsError(f"{found}: its experts may have learned this run's test rows, give the same")
-            log.warning("%s: its experts answer other prompts than they were trained on", found)
+    for key in (key for key in (*PARTING, *SHOWN) if before.get(key) != now.get(key)):
+        found = f"method.start={start} was trained with data.{key}={before.get(key)}, this run has {now.get(key)}"
+        if key in PARTING:
+            raise LorachainsError(f"{found}: its experts may have learned this run's test rows, give the same")
+        log.warning("%s: are its experts' rows and prompts the same?", found)
 
 
 def _beginnings(cfg: DictConfig) -> list[tuple[str, Any]]:
