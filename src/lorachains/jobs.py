@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
+from lorachains.beginnings import check_apart, check_start
 from lorachains.cli import settings_of
 from lorachains.corpus import check_adapted, prune_to, settle
 from lorachains.data import RunsDataModule, TaskDataModule
@@ -36,12 +37,6 @@ log = logging.getLogger(__name__)
 
 GROUPS = ".groups"
 """The folder beside those of runs, for the checkpoints of those that are trained together."""
-
-
-PARTING = ("seed", "split")
-"""Settings of data that say in which split a row is."""
-SHOWN = ("_target_", "path", "hub", "language", "max_length", "template", "superni")
-"""Those that say which rows there are, and what of them a model reads."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +74,11 @@ def train_jobs(jobs: Sequence[Job], group_size: int | None = None) -> list[Outco
     for i, job in enumerate(jobs if writes() else ()):
         try:
             job.folder.check(settings_of(job.cfg), job.cfg.resume, job.cfg.overwrite)
-            _check_start(job.cfg)
+            check_start(job.cfg)
             if not job.anew:
                 _begin(job)
-            elif own := [key for key, folder in _beginnings(job.cfg) if _within(folder, job.folder.path)]:
-                raise LorachainsError(
-                    f"{own[0]} lies in this run's own folder, which overwrite=true empties: "
-                    "choose another hydra.run.dir"
-                )
+            else:
+                check_apart(job.cfg, job.folder)
         except LorachainsError as error:
             outcomes[i] = error
     ready = [i for i in range(len(jobs)) if i not in outcomes]
@@ -100,34 +92,6 @@ def train_jobs(jobs: Sequence[Job], group_size: int | None = None) -> list[Outco
 def _begin(job: Job) -> None:
     job.folder.begin(settings_of(job.cfg), job.cfg.resume, job.cfg.overwrite)
     record(job.folder.code)
-
-
-def _check_start(cfg: DictConfig) -> None:
-    """Compares the rows with those of a chain whose experts are taken over.
-
-    Raises:
-        LorachainsError: they are parted otherwise, so that experts would be tested on what they have learned.
-    """
-    start = cfg.method.get("start")
-    if not isinstance(start, str) or not RunFolder(Path(start)).config.is_file():
-        return  # which the method refuses, if it is no chain
-    before, now = RunFolder(Path(start)).read_config().data, cfg.data
-    for key in (key for key in (*PARTING, *SHOWN) if before.get(key) != now.get(key)):
-        found = f"method.start={start} was trained with data.{key}={before.get(key)}, this run has {now.get(key)}"
-        if key in PARTING:
-            raise LorachainsError(f"{found}: its experts may have learned this run's test rows, give the same")
-        log.warning("%s: are its experts' rows and prompts the same?", found)
-
-
-def _beginnings(cfg: DictConfig) -> list[tuple[str, Any]]:
-    """The settings that name a folder with whose adapters training begins."""
-    method = [(f"method.{key}", cfg.method.get(key)) for key in ("start", "experts")]
-    return [("start_from", cfg.start_from), *method]
-
-
-def _within(folder: Any, other: Path) -> bool:
-    """Whether a setting names a folder within another one."""
-    return isinstance(folder, str) and Path(folder).resolve().is_relative_to(other.resolve())
 
 
 def _side_by_side(jobs: Sequence[Job]) -> list[Outcome]:
