@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
 
-from lorachains.selection.report import Confusion, top_k
+from lorachains.selection.report import Confusion, calibration_error, top_k
 
 TASKS = ["a", "b", "c", "d"]
 SCORES = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -29,6 +29,22 @@ def test_figures_are_torchmetrics() -> None:
 def test_top_k_is_torchmetrics(k: int) -> None:
     expected = multiclass_accuracy(SCORES, GOLD, 4, average="micro", top_k=min(k, 4))
     assert top_k(SCORES, GOLD.tolist(), k) == pytest.approx(float(expected))
+
+
+def test_the_calibration_error_is_the_formula() -> None:
+    """Of a selector that is sure of nothing: as far from its accuracy as its probability; of one that is right, 0."""
+    probabilities = SCORES.softmax(1)
+    surest, chosen = probabilities.max(1)
+    expected = 0.0
+    for low in range(15):
+        inside = (surest > low / 15) & (surest <= (low + 1) / 15)
+        if inside.any():
+            apart = (surest[inside].mean() - (chosen == GOLD)[inside].double().mean()).abs()
+            expected += float(inside.double().mean() * apart)
+    assert calibration_error(SCORES, GOLD.tolist()) == pytest.approx(expected)
+    sure = torch.eye(4, dtype=torch.float64)[GOLD] * 1e3
+    assert calibration_error(sure, GOLD.tolist()) == pytest.approx(0)
+    assert calibration_error(SCORES[:0], []) == 0
 
 
 def test_no_selection_counts_as_wrong() -> None:

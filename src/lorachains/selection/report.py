@@ -8,8 +8,10 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,31 @@ def top_k(scores: Tensor, gold: Sequence[int], k: int) -> float:
     return sum(own in row for own, row in zip(gold, best, strict=True)) / max(1, len(gold))
 
 
+def calibration_error(scores: Tensor, gold: Sequence[int]) -> float:
+    """How far the probability of the likeliest task is from how often it is the right one, in the mean over 15 bins of
+    that probability by their rows (Guo et al. 2017, arXiv 1706.04599, Eq. 3); from 0 to 1.
+
+    Args:
+        scores: `(rows, tasks)`, log-likelihoods.
+    """
+    if len(gold) == 0:
+        return 0.0
+    right = torch.tensor(gold, device=scores.device)
+    return float(multiclass_calibration_error(scores.softmax(-1), right, scores.shape[1], n_bins=15, norm="l1"))
+
+
 def figures(confusion: Confusion, scores: Tensor) -> dict[str, float]:
-    """What is told of a selection: `top1`, `top3`, `f1`, `f1/<task>`, and of who is to answer `routed_accuracy`,
-    `<task>/accuracy` and `fallbacks`.
+    """What is told of a selection: `top1`, `top3`, `calibration_error`, `f1`, `f1/<task>`, and of who is to answer
+    `routed_accuracy`, `<task>/accuracy` and `fallbacks`.
 
     Args:
         confusion: of the tasks that are to answer, if any are.
-        scores: `(rows, tasks)`, the more the likelier.
+        scores: `(rows, tasks)`, log-likelihoods.
     """
     f1 = confusion.f1()
     return {
         **{f"top{k}": top_k(scores, confusion.gold, k) for k in (1, 3)},
+        "calibration_error": calibration_error(scores, confusion.gold),
         "routed_accuracy": confusion.accuracy,
         "fallbacks": list(confusion.chosen).count(-1),
         **{f"{task}/accuracy": share for task, share in confusion.recall().items()},
