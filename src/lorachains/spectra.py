@@ -32,10 +32,11 @@ def effective_rank(values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]
 def singular_values(
     gram_a: Float[Tensor, "*batch rank rank"], gram_b: Float[Tensor, "*batch rank rank"]
 ) -> Float[Tensor, "*batch rank"]:
-    """Those of `B A`, descending, of `A Aᵀ` and `BᵀB`; zeros where its sides are smaller than its rank."""
+    """Those of `B A`, descending, of `A Aᵀ` and `BᵀB`; 0 where they can't be told from rounding."""
     values, vectors = torch.linalg.eigh(gram_a)
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
-    return torch.linalg.eigvalsh(root.mT @ gram_b @ root).clamp(min=0).sqrt().flip(-1)
+    found = torch.linalg.eigvalsh(root.mT @ gram_b @ root).clamp(min=0).sqrt().flip(-1)
+    return torch.where(found > ROUNDING * found[..., :1], found, 0)
 
 
 def norm(

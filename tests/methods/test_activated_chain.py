@@ -80,8 +80,13 @@ def test_saved_adapters_are_pefts_and_the_selectors_scores_are_its(folder: Path,
                 assert score == pytest.approx(float(logits.gather(1, torch.tensor([answer]).T).sum()))
 
 
-@pytest.mark.parametrize("changes", [{}, {"selection": "generate"}, {"threshold": 0.9}, {"threshold": 1.0}])
-@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize(
+    ("changes", "k"),
+    [
+        *(({"threshold": threshold}, k) for threshold in (0.0, 0.9, 1.0) for k in (1, 3)),
+        ({"selection": "generate"}, 1),
+    ],
+)
 def test_answers_are_the_same_from_one_reading(folder: Path, changes: dict[str, Any], k: int) -> None:
     one, each = both(folder, **changes)
     held = lorachains.load(str(folder), base=base(), resident=True, **changes)
@@ -90,6 +95,11 @@ def test_answers_are_the_same_from_one_reading(folder: Path, changes: dict[str, 
              for a in answerer.generate(TEXTS, 6, k=k, batch_size=3)]
             for answerer in (one, each, held)]  # fmt: skip
     assert told[0] == told[1] == told[2]
+
+
+def test_a_generated_name_is_one(folder: Path) -> None:
+    with pytest.raises(LorachainsError, match="top_k is 3, but a generated name is one: choose selection=exact"):
+        lorachains.load(str(folder), base=base(), selection="generate").generate(TEXTS, 6, k=3)
 
 
 def test_an_activated_experts_text_is_pefts(folder: Path, mode: str) -> None:

@@ -397,6 +397,8 @@ def test_no_step_is_left_for_stage_2() -> None:
         fit(moa("method.stage1_epochs=1"), "trainer.max_epochs=1", **DATA)
     with pytest.raises(LorachainsError, match=r"no optimizer step for stage 2: raise trainer\.max_epochs"):
         fit(moa(), "trainer.max_steps=0", **DATA)
+    with pytest.raises(LorachainsError, match=r"trainer.max_epochs is 0: raise it, there are two stages"):
+        fit(moa(), "trainer.max_epochs=0", **DATA)
 
 
 def test_experts_and_tasks_have_the_same_names() -> None:

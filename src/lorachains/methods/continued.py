@@ -49,7 +49,7 @@ class LoraContinued(Lora):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.trainer.max_epochs == 0:
+        if self.trainer.max_epochs == 0:  # then there is no first batch, by which `boundary` is asked for
             raise LorachainsError("trainer.max_epochs is 0: raise it, there are two stages")
 
     @property
@@ -60,6 +60,10 @@ class LoraContinued(Lora):
             LorachainsError: none is left for stage 2.
         """
         each, total = self.steps_per_epoch, self.total_steps
+        if total == 0:
+            raise LorachainsError(
+                "there is no optimizer step for stage 2: raise trainer.max_epochs or trainer.max_steps"
+            )
         steps = (-(-total // each) // 2 if self.stage1_epochs is None else self.stage1_epochs) * each
         if steps >= total:
             raise LorachainsError(
