@@ -223,3 +223,15 @@ def test_the_factors_are_the_whole_update() -> None:
         b, a = (factor[1] for factor in factors(bank))
         assert torch.allclose((b.double() @ a.double()), torch.stack(updates(bank, 1)).sum(0), atol=1e-4)
         assert b.shape[1] == 9  # without the empty room of the ledger
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_finds_the_same() -> None:
+    chain = tied_chain(experts=3)
+    expected = layer_links(chain.banks, 6, 9)
+    torch.nn.Module.to(chain.model, "cuda")
+    for ours, theirs in zip(layer_links(chain.banks, 6, 9), expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for layer, found in theirs.items():
+            assert vars(ours[layer]) == {key: pytest.approx(value) for key, value in vars(found).items()}
