@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 import lorachains
-from lorachains.answering.engine import Answerer, parts
+from lorachains.answering.engine import Answerer
 from lorachains.answering.replies import Answered
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
@@ -48,18 +48,14 @@ def main() -> None:
 
 
 def answers(chain: Answerer, texts: Sequence[str], cfg: DictConfig) -> Iterator[dict[str, Any]]:
-    """What is printed of each text's answer, as soon as its batch is answered; all at once where one adapter at a time
-    is in memory."""
+    """What is printed of each text's answer, as they come (`Answerer.stream`)."""
     if cfg.answers not in ("best", "all"):
         raise LorachainsError(f"answers is {cfg.answers!r}: choose best or all")
     for key in ("max_new_tokens", "batch_size", "top_k"):
         positive(key, cfg[key])
     sampling = None if cfg.sampling is None else _sampling(cfg, len(texts))
-    for part in parts(range(len(texts)), len(texts) if cfg.resident else cfg.batch_size):
-        some = [texts[i] for i in part]
-        seeds = sampling and replace(sampling, seeds=[sampling.seeds[i] for i in part])
-        found = chain.generate(some, cfg.max_new_tokens, cfg.top_k, cfg.batch_size, seeds)
-        yield from (_line(text, answer, cfg.answers == "all") for text, answer in zip(some, found, strict=True))
+    found = chain.stream(texts, cfg.max_new_tokens, cfg.top_k, cfg.batch_size, sampling)
+    yield from (_line(text, answer, cfg.answers == "all") for text, answer in zip(texts, found, strict=True))
 
 
 def _sampling(cfg: DictConfig, rows: int) -> Sampling:

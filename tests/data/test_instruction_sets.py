@@ -240,6 +240,9 @@ def test_rows_of_the_hub_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.task_names == ["one", "spell"]
     module.setup()
     assert module.splits[1].train[0].source.startswith("hub:owner/two/en/train#")
+    for wrong in ("3", "[]"):
+        with pytest.raises(hydra.errors.InstantiationException, match="data.hub is .*: give a set's name, or several"):
+            _module("+data=instructions", f"data.hub={wrong}")
 
 
 def test_token_counts_are_those_of_the_texts(tmp_path: Path) -> None:

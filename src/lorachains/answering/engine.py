@@ -6,7 +6,7 @@ the same text. Where adapters are activated behind the request, the base reads i
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,14 +98,20 @@ class Answerer:
             batch_size: answers of a forward pass.
             sampling: with a seed for each text; greedy by default.
         """
+        return list(self.stream(texts, max_new_tokens, k, batch_size, sampling))
+
+    def stream(
+        self, texts: Sequence[str], max_new_tokens: int = 64, k: int = 1, batch_size: int = 16,
+        sampling: Sampling | None = None,
+    ) -> Iterator[Answered]:  # fmt: skip
+        """The same, a batch's answers when they are there; if `resident`, all at the end."""
         check_texts(texts)
         if self.resident:
-            return self._generate(texts, max_new_tokens, k, batch_size, sampling)
-        found: list[Answered] = []
+            yield from self._generate(texts, max_new_tokens, k, batch_size, sampling)
+            return
         for some in parts(range(len(texts)), batch_size):
             seeds = sampling and replace(sampling, seeds=[sampling.seeds[i] for i in some])
-            found += self._generate([texts[i] for i in some], max_new_tokens, k, batch_size, seeds)
-        return found
+            yield from self._generate([texts[i] for i in some], max_new_tokens, k, batch_size, seeds)
 
     def _generate(
         self, texts: Sequence[str], max_new_tokens: int, k: int, batch_size: int, sampling: Sampling | None

@@ -127,14 +127,17 @@ def instructions(
     if path is not None:
         sources = [(read_rows(file), file.stem, str(file)) for file in files_in(Path(path), "data.path")]
     else:
-        sources = [_of_hub(name) for name in ([hub] if isinstance(hub, str) else hub or ())]
+        names = [hub] if isinstance(hub, str) else hub
+        if not (isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names)):
+            raise LorachainsError(f"data.hub is {hub!r}: give a set's name, or several as [owner/one,owner/two]")
+        sources = [_of_hub(name) for name in names]
     found = (r for rows, label, source in sources for r in records(rows, columns, label, source, unlabelled))
     return _module(tokenizer, found, **settings)
 
 
 def _of_hub(name: str) -> tuple[Iterable[Row], str, str]:
     """A set's training rows, the label of those that have none, and where they are from."""
-    repository, _, config = str(name).partition(":")
+    repository, _, config = name.partition(":")
     of = HubSet(repository, config or "default", instead="save its rows as a file and give data.path=FILE")
     return of.rows("train"), repository.rpartition("/")[2], f"hub:{name}"
 

@@ -66,7 +66,7 @@ class Full(Trained):
             group["lr"] = rate
 
     def differentiate(self, loss: Tensor) -> tuple[Tensor, ...]:
-        """One tensor for each of `trained`."""
+        """One tensor for each of `trained`; where passes are replayed, the same tensors each time."""
         with torch.autocast(self.device.type, enabled=False):  # which is for the forward pass alone
             found = torch.autograd.grad(loss, self.trained, materialize_grads=True)
         if not self.passes.replayed:
