@@ -241,7 +241,7 @@ def test_rows_of_the_hub_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     module.setup()
     assert module.splits[1].train[0].source.startswith("hub:owner/two/en/train#")
     for wrong in ("3", "[]"):
-        with pytest.raises(hydra.errors.InstantiationException, match="data.hub is .*: give a set's name, or several"):
+        with pytest.raises(hydra.errors.InstantiationException, match=r"data.hub is .*: give a set's name, or several"):
             _module("+data=instructions", f"data.hub={wrong}")
 
 
