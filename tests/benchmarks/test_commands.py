@@ -50,17 +50,22 @@ def test_wrong_settings_are_told_in_one_line() -> None:
         arguments(["rows"])
 
 
-def test_the_grids_ratio_is_of_the_parts_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def one(*_: object) -> Figures:
-        return {"seconds": 2.0}
-
-    monkeypatch.setattr(commands, "_run_of_grid", one)
-    monkeypatch.setattr(commands, "_our_grid", lambda *_: {"seconds": 4.0})
+def test_the_grids_ratios_are_of_the_parts_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = {"seconds": 2.0, "command_seconds": 3.0}, {"run/seconds": 4.0, "command_seconds": 5.0}
+    monkeypatch.setattr(commands, "_command_of_theirs", lambda *_: theirs)
+    monkeypatch.setattr(commands, "_our_grid", lambda *_: ours)
     found = commands.grid("tiny", "DIR", str(tmp_path / "grid.json"), skip=["ours_again"])
-    assert found["25 x theirs / ours"] == {"theirs, ours": 12.5}
+    assert found["25 x theirs / ours"] == {"theirs, ours": 15.0}
+    assert found["25 x theirs / ours, from the loaded model on"] == {"theirs, ours": 12.5}
 
 
 @pytest.mark.slow
 def test_one_run_of_both_sides(data_root: Path) -> None:
     one = commands.one_run("tiny", str(data_root), rows=24, epochs=1, repeats=1)
     assert one["theirs / ours"] == one["theirs"][0] / one["ours"][0]
+
+
+@pytest.mark.slow
+def test_their_run_is_a_command_of_its_own(data_root: Path) -> None:
+    one = commands._command_of_theirs("tiny", str(data_root), 96, 1, "default")
+    assert len(one["val_accuracy"]) == 1 and 0 < one["seconds"] < one["command_seconds"]
