@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lorachains.errors import LorachainsError
-from lorachains.parallel import devices, to_start
+from lorachains.parallel import devices, home, to_start
 from lorachains.processes import launch
 from lorachains.run_folder import RunFolder
 from tests.parallel_runs import SCENARIOS, fail_on_the_second, on_two_devices, stop, train, train_all
@@ -173,6 +173,17 @@ def test_replicas(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("given", "count"), [(1, 1), ("2", 2), ([1], 1), ([0, 3], 2), ("auto", 1), (-1, 1)])
 def test_devices(given: object, count: int) -> None:
     assert devices({"devices": given, "accelerator": "cpu"}) == count
+
+
+def test_a_models_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there before adapters are drawn; the one that `take_device` has chosen where there are several."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert home({"accelerator": "cpu"}) == home({"strategy": "fsdp2", "devices": 2}) == torch.device("cpu")
+    assert home({}) == home({"accelerator": "gpu", "devices": 1}) == torch.device("cuda", 3)
+    assert home({"devices": [2]}) == torch.device("cuda", 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert home({"devices": [2, 3]}) == torch.device("cuda", 3)
 
 
 @pytest.mark.parametrize("given", [0, -2, "all", True, [], None, 1.5])

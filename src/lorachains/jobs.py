@@ -27,7 +27,7 @@ from lorachains.loggers import finishing
 from lorachains.memory import out_of_memory, reset_peak
 from lorachains.methods import Method
 from lorachains.models import LanguageModel
-from lorachains.parallel import take_device, to_start, writes
+from lorachains.parallel import home, take_device, to_start, writes
 from lorachains.processes import launch
 from lorachains.provenance import record
 from lorachains.run_folder import RunFolder, resumable
@@ -140,6 +140,9 @@ def _train(jobs: Sequence[Job]) -> list[Outcome]:
     reset_peak()
     seed_everything(first.seed, verbose=False)
     base, data, methods = loaded(jobs)
+    model: Any = base.model
+    if not getattr(model, "is_quantized", False):  # such a model is there, and may not be moved
+        model.to(home(first.trainer))  # before it is tried out and adapters are drawn: hosts take seconds for that
     method = stack(methods, base)
     check_adapted(base)
     data.setup()

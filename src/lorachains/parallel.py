@@ -74,6 +74,16 @@ def take_device(trainer: Mapping[str, Any]) -> None:
         torch.cuda.set_device(rank if isinstance(given, int | str) else given[rank])
 
 
+def home(trainer: Mapping[str, Any]) -> torch.device:
+    """Where a run's model will be when it is trained; what is to be divided over devices (FSDP2) stays on the host."""
+    if not on_gpu(trainer) or trainer.get("strategy") == "fsdp2":
+        return torch.device("cpu")
+    given = trainer.get("devices", 1)
+    if "LOCAL_RANK" in os.environ or isinstance(given, int | str):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", given[0])
+
+
 def started_here() -> bool:
     """Whether this process is one that `processes.launch` has started."""
     return STARTED in os.environ

@@ -48,7 +48,12 @@ class MoeLora(Routed):
         check_not_recomputed(self.model, "method=moe_lora")
         self.experts, self.balance = list(names), balance
         generator = torch.Generator().manual_seed(self.seeds[0])  # equal ones would always choose the same experts
-        nn.init.normal_(self.routers.rows, std=0.02, generator=generator)
+        with torch.no_grad():  # drawn on the host, so that they are the same wherever the model is
+            self.routers.rows.copy_(
+                torch.empty(self.routers.rows.shape, dtype=self.routers.rows.dtype).normal_(
+                    std=0.02, generator=generator
+                )
+            )
         self.names, self.serving = ["adapter"], Serving()  # one row of what is logged, chosen and served
 
     def route(self, batch: TokenBatch) -> None:
