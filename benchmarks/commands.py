@@ -55,7 +55,7 @@ def grid(
         "25 x theirs / ours": {
             pair: 25 * of["command_seconds"] / o["command_seconds"] for pair, (of, o) in pairs.items()
         },
-        "25 x theirs / ours, from the loaded model on": {
+        "25 x theirs / ours, by run/seconds": {
             pair: 25 * of["seconds"] / o["run/seconds"] for pair, (of, o) in pairs.items()
         },
     }
