@@ -2,7 +2,7 @@
 
 The attention is registered with transformers under a name of its own and takes its keyword arguments for
 variable-length attention (`cu_seq_lens_q`, `max_length_q`). On CUDA in half precision it is PyTorch's flash attention
-over all texts in one kernel, else plain attention text by text.
+over all texts in one kernel, else that of `padded_attention`, over texts of similar length side by side.
 """
 
 import logging
@@ -14,11 +14,11 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from lorachains.batch import TokenBatch, Tokens, pack
+from lorachains.padded_attention import Groups, attend, grouped
 from lorachains.routing import HardRoute, Route
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,9 @@ def packed_attention(
     *,
     cu_seq_lens_q: Tensor,
     max_length_q: int,
-    lengths: Sequence[int] | None = None,
     keys: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
-    key_lengths: Sequence[int] | None = None,
+    groups: Groups | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -51,48 +50,34 @@ def packed_attention(
     """Causal attention of each segment of the stream to itself, and to what else is among its keys.
 
     Args:
-        lengths: of the segments, to go through them one by one; `None` for the variable-length kernel.
         keys: where each segment's keys are in the stream, the last of them its own tokens; `None` for those alone.
         cu_seq_lens_k: where each segment's keys begin in `keys`.
-        key_lengths: of each segment's keys.
+        groups: the segments and their keys, where no one kernel takes them; what is said of them before is not read.
 
     Raises:
         NotImplementedError: a kind of attention that is not known here.
     """
     if softcap is not None or s_aux is not None:
         raise NotImplementedError
+    several = query.shape[1] // key.shape[1]
+    if several > 1:
+        key, value = key.repeat_interleave(several, 1), value.repeat_interleave(several, 1)
+    if groups is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend(query[0], key[0], value[0], groups, scale, dropout, sliding_window).unsqueeze(0), None
     if keys is not None:
         key, value = key.index_select(2, keys), value.index_select(2, keys)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if lengths is None:
-        q, k, v = (_in_half(t)[0].transpose(0, 1) for t in (query, key, value))
-        window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        bounds = cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k
-        out = varlen_attn(q, k, v, cu_seq_lens_q, bounds, max_length_q, max_length_q, scale=scaling, window_size=window)
-        assert isinstance(out, Tensor)
-        return out.unsqueeze(0), None
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    given = ((query, lengths), (key, key_lengths or lengths), (value, key_lengths or lengths))
-    pieces = zip(*(t[0].split(sizes, 1) for t, sizes in given), strict=True)
-    outs = [_attend(q, k, v, scale, dropout, sliding_window) for q, k, v in pieces]
-    return torch.cat(outs, 1).transpose(0, 1).unsqueeze(0), None
+    q, k, v = (_in_half(t)[0].transpose(0, 1) for t in (query, key, value))
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    bounds = cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k
+    out = varlen_attn(q, k, v, cu_seq_lens_q, bounds, max_length_q, max_length_q, scale=scaling, window_size=window)
+    assert isinstance(out, Tensor)
+    return out.unsqueeze(0), None
 
 
 def _in_half(tensor: Tensor) -> Tensor:
     """As the kernel takes it: where precision is mixed, what rotary positions have turned is in float32."""
     return tensor.to(torch.get_autocast_dtype("cuda")) if torch.is_autocast_enabled("cuda") else tensor
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float, window: int | None) -> Tensor:
-    """One text, `(heads, seq, dim)`. The plain product: on the CPU it is faster than the fused one for short texts."""
-    before = k.shape[1] - q.shape[1]
-    hidden = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).triu(before + 1)
-    if window is not None:
-        hidden |= torch.ones_like(hidden).tril(before - window)
-    weights = (q @ k.mT * scale).masked_fill(hidden, float("-inf")).softmax(-1)
-    return F.dropout(weights, dropout) @ v if dropout else weights @ v
 
 
 AttentionInterface.register(PACKED, packed_attention)
@@ -119,7 +104,7 @@ def read(model: PreTrainedModel, batch: TokenBatch, cache: Cache | None = None) 
     if batch.keys is not None:
         layout |= {"keys": batch.keys, "cu_seq_lens_k": batch.key_bounds}
     if not one_kernel(model):
-        layout |= {"lengths": batch.lengths, "key_lengths": batch.key_lengths or None}
+        layout["groups"] = grouped(batch.lengths, batch.key_lengths or batch.lengths, batch.keys, model.device)
     with attention(model, PACKED):
         return model(
             input_ids=batch.input_ids.unsqueeze(0), position_ids=batch.position_ids.unsqueeze(0),
