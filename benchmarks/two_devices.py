@@ -6,18 +6,21 @@
 
 First small runs in float32 (LoRA, and COLA in both modes, with ddp and fsdp2) whose adapters, metrics and predictions
 must be equal to rounding (`pytest -m gpu tests/test_parallel.py` compares in float64); then the speed of one COLA run,
-with the overrides given, for each strategy. JSON on standard output. Exit code 1 if any result differs.
+with the overrides given, for each strategy; `--output FILE` keeps each as soon as it is measured, and the same command
+goes on from there. JSON on standard output. Exit code 1 if any result differs.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from command_line import Parts
 from safetensors.torch import load_file
 
 EXACT = ["model=tiny", "optim.lr=5e-3", "trainer.compile=false"]
@@ -84,19 +87,27 @@ def check(root: Path, accelerator: str) -> dict[str, float]:
     return distances
 
 
-def speed(root: Path, accelerator: str, overrides: list[str]) -> dict[str, dict[str, float]]:
-    """What each way of training costs."""
-    found = {}
-    for on, devices in ON.items():
-        folder = root / "speed" / on.replace(" ", "_")
-        got = metrics(train(folder, *SPEED, f"trainer.accelerator={accelerator}", *overrides, *devices))
-        found[on] = {
-            "steps_per_second": got["train/optimizer_steps"] / got["train/seconds"],
-            "tokens_per_second": got["train/tokens_per_second"],
-            "test_loss": got["test_last/loss"],
-            "peak_memory_bytes": got.get("run/peak_memory_bytes", 0),
-        }
-    return found
+def speed(root: Path, accelerator: str, overrides: list[str], output: Path) -> dict[str, dict[str, float]]:
+    """What each way of training costs.
+
+    Args:
+        output: has each as soon as it is measured.
+    """
+    parts = Parts(output, {"accelerator": accelerator, "overrides": overrides})
+    for on in ON:
+        parts.find(on, partial(_speed_on, root, accelerator, overrides, on))
+    return parts.found
+
+
+def _speed_on(root: Path, accelerator: str, overrides: list[str], on: str) -> dict[str, float]:
+    folder = root / "speed" / on.replace(" ", "_")
+    got = metrics(train(folder, *SPEED, f"trainer.accelerator={accelerator}", *overrides, *ON[on]))
+    return {
+        "steps_per_second": got["train/optimizer_steps"] / got["train/seconds"],
+        "tokens_per_second": got["train/tokens_per_second"],
+        "test_loss": got["test_last/loss"],
+        "peak_memory_bytes": got.get("run/peak_memory_bytes", 0),
+    }
 
 
 def main() -> None:
@@ -104,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--accelerator", default="gpu", choices=("gpu", "cpu"))
     parser.add_argument("--only", choices=("check", "speed"))
+    parser.add_argument("--output", type=Path, help="a file that keeps each way's speed as soon as it is measured")
     parser.add_argument("overrides", nargs="*", help="of the run whose speed is measured")
     args = parser.parse_args()
     if args.accelerator == "gpu" and (found := torch.cuda.device_count()) < 2:
@@ -114,7 +126,9 @@ def main() -> None:
         if args.only != "speed":
             report["distances"] = check(Path(root), args.accelerator)
         if args.only != "check":
-            report["speed"] = speed(Path(root), args.accelerator, args.overrides)
+            report["speed"] = speed(
+                Path(root), args.accelerator, args.overrides, args.output or Path(root, "speed.json")
+            )
     print(json.dumps(report, indent=2))
     if any(not value < TOLERANCE for value in report.get("distances", {}).values()):
         sys.exit(1)
