@@ -228,6 +228,7 @@ RUNS = {
                                          "adapter.target_modules=all-linear"],
     "mixture whose blocks decide": ["method=moa", "method.decision=argmax"],
     "mixture by the token": ["method=moe_lora"],
+    "mixture by the token, balanced": ["method=moe_lora", "method.top_k=2", "method.balance=0.01"],
     "chain": ["method=chain_of_lora", "method.selection=generate"],
 }  # fmt: skip
 

@@ -83,6 +83,7 @@ class TokenBatch:
         shares: if several devices share a batch, the part of each adapter's answer tokens that is in this one.
         active: whether an adapter serves each token; `None` if all are served.
         numbers: of each text's segment, that of its row (`numbered`); `None` if nobody asks for it.
+        own: how many tokens come before those by which the batch was filled up; `None` if it wasn't.
     """
 
     input_ids: Int64[Tensor, " tokens"]
@@ -106,6 +107,7 @@ class TokenBatch:
     shares: Float64[Tensor, " experts"] | None = None
     active: Bool[Tensor, " tokens"] | None = None
     numbers: Int64[Tensor, " segments"] | None = None
+    own: Int64[Tensor, ""] | None = None
 
     @property
     def tokens(self) -> int:

@@ -93,6 +93,7 @@ def filled(batch: TokenBatch, longest: int, size: Size | None = None) -> TokenBa
         padding=(*batch.padding, *[0] * (len(lengths) - len(batch.lengths))),
         longest=longest,
         numbers=None if batch.numbers is None else _fill(batch.numbers, len(lengths)),
+        own=torch.tensor(len(batch.input_ids)),
         **_filled_keys(batch, lengths[len(batch.lengths) :], size.keys),
     )
 

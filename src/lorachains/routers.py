@@ -183,16 +183,22 @@ def normalised(x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidde
 
 
 def balance_losses(
-    logits: Float[Tensor, "blocks tokens experts"], weights: Float[Tensor, "blocks tokens experts"]
+    logits: Float[Tensor, "blocks tokens experts"],
+    weights: Float[Tensor, "blocks tokens experts"],
+    counted: Bool[Tensor, " tokens"],
 ) -> Float[Tensor, " blocks"]:
     """The load-balancing loss of each block (Fedus et al. 2022, eq. 4): `experts · Σ_e f_e P_e`.
 
     `f_e` is the share of choices that fall on expert e, of which each token makes as many as it has positive weights,
     and `P_e` the mean probability. 1 where all experts are used alike.
+
+    Args:
+        counted: which tokens are no padding.
     """
-    chosen = (weights > 0).to(logits.dtype)
+    there = counted.to(logits.dtype).unsqueeze(-1)
+    chosen = (weights > 0) * there
     shares = chosen.sum(1) / chosen.sum((1, 2)).unsqueeze(1)
-    return logits.shape[-1] * (shares * logits.softmax(-1).mean(1)).sum(-1)
+    return logits.shape[-1] * (shares * (logits.softmax(-1) * there).sum(1) / there.sum()).sum(-1)
 
 
 def router_losses(

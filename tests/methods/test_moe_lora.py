@@ -1,5 +1,6 @@
 """MoE-LoRA against a sum over experts by hand, and its training as that of one row."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,16 @@ import torch
 from hydra.errors import InstantiationException
 from safetensors.torch import load_file
 
+from lorachains.batch import Tokens, pack
+from lorachains.decisions import soft_weights
 from lorachains.errors import LorachainsError
+from lorachains.filling import filled
 from lorachains.methods import MoeLora
 from lorachains.routers import balance_losses
 from lorachains.run_folder import RunFolder
+from lorachains.scoring import pass_over
 from tests.adapters import inputs, randomise
+from tests.batches import texts_of
 from tests.methods.test_resume import stopped_and_resumed
 from tests.mixtures import tolerance
 from tests.runs import Log, fit, language_model, make_method, run
@@ -57,14 +63,40 @@ def test_the_balance_is_that_of_switch_transformers() -> None:
     logits = torch.randn(2, 50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     chosen = torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     expected = [4 * sum(chosen[b, :, e].mean() * logits[b].softmax(-1)[:, e].mean() for e in range(4)) for b in (0, 1)]
-    torch.testing.assert_close(balance_losses(logits, chosen), torch.tensor(expected, dtype=torch.float64))
+    every = torch.ones(50, dtype=torch.bool)
+    torch.testing.assert_close(balance_losses(logits, chosen, every), torch.tensor(expected, dtype=torch.float64))
+    padding = torch.rand(2, 9, 4, dtype=torch.float64)
+    found = balance_losses(
+        torch.cat([logits, padding], 1), torch.cat([chosen, padding], 1), torch.cat([every, ~every[:9]])
+    )
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
     alike = torch.zeros(1, 4, 4, dtype=torch.float64)
-    assert balance_losses(alike, torch.eye(4, dtype=torch.float64).unsqueeze(0)) == pytest.approx(1.0)
+    assert balance_losses(alike, torch.eye(4, dtype=torch.float64).unsqueeze(0), every[:4]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("arch", ["llama", "bloom"])
+def test_padding_does_not_count_in_the_balance(arch: str) -> None:
+    """Neither that of a batch which is filled up nor that of texts one below the other."""
+    method = moe("method.top_k=2", "method.balance=1", arch=arch)
+    method.routers.rows.data.normal_(generator=torch.Generator().manual_seed(0))
+    texts = texts_of((9, 3), (14, 5), (4, 2))
+    batch = pack(texts)
+    alone = [torch.stack([of.flatten(0, -2) for of in found]) for found in map(partial(_logits, method), texts)]
+    logits = torch.cat(alone, 1)
+    expected = balance_losses(logits, soft_weights(logits, 2), torch.ones(logits.shape[1], dtype=torch.bool)).mean()
+    for given in [batch, filled(batch, 128)] if arch == "llama" else [batch]:
+        torch.testing.assert_close(method.losses(given)["balance"], expected.unsqueeze(0))
+
+
+def _logits(method: MoeLora, text: Tokens) -> list[torch.Tensor]:
+    with torch.no_grad(), method.mixture.by_token() as found:
+        pass_over(method.model, pack([text]))
+    return found
 
 
 def test_it_is_trained_as_one_row() -> None:
     log, method = Log(), moe("method.top_k=2", "method.balance=0.01")
-    assert "method.balance counts all tokens" in (method.why_plain or "")
+    assert method.why_plain is None
     fit(method, "trainer.max_epochs=1", "trainer.gradient_clip_val=0.1", logger=log, **DATA)
     assert len(log.of("train/loss")) == 7
     assert log.of("train/lr")[0] == 5e-3

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lorachains.batch import TokenBatch
@@ -21,6 +21,7 @@ from lorachains.decisions import soft_weights
 from lorachains.errors import LorachainsError
 from lorachains.methods.routed import Routed, check_not_recomputed
 from lorachains.mixture_format import BY_TOKEN, save_routers
+from lorachains.packing import packs
 from lorachains.parallel import writes
 from lorachains.routers import balance_losses
 from lorachains.routing import SoftRoute
@@ -33,8 +34,7 @@ class MoeLora(Routed):
 
     Args:
         names: the experts'. They serve no task in particular.
-        balance: the weight of the load-balancing loss, 0 or more; its sum is the mean over blocks. A padded batch's
-            padding counts in it, too.
+        balance: the weight of the load-balancing loss, 0 or more; its sum is the mean over blocks.
         others: see `Routed`.
 
     Raises:
@@ -69,17 +69,20 @@ class MoeLora(Routed):
         if self.balance == 0:
             return terms
         logits = torch.stack([of_block.flatten(0, -2) for of_block in found])
-        parts = balance_losses(logits, soft_weights(logits, self.mixture.top_k))
+        parts = balance_losses(logits, soft_weights(logits, self.mixture.top_k), self._counted(batch))
         return terms | {"balance": self.balance * parts.mean().unsqueeze(0)}
+
+    def _counted(self, batch: TokenBatch) -> Bool[Tensor, " tokens"]:
+        """Which of the tokens, as the model reads them, are no padding."""
+        if not packs(self.model):
+            return batch.padded().attention_mask.flatten() > 0
+        every = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
+        return every < (len(every) if batch.own is None else batch.own)
 
     @property
     def compiled(self) -> bool:
         """Not with routes by the token."""
         return False
-
-    @property
-    def why_plain(self) -> str | None:
-        return "method.balance counts all tokens, those too by which a batch is filled up" if self.balance else None
 
     def scoring(self) -> AbstractContextManager[object]:
         return self.mixture.by_token()
