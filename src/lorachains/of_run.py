@@ -76,7 +76,7 @@ def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
     if run.model.is_dir() and "model" not in chosen:
         cfg.model = _own_model(run.model, before.model)
     if loadable:
-        cfg.method = _loadable(before.method, run, cfg.mixture)
+        cfg.method = _loadable(before.method, run, cfg.mixture, changes)
     elif "adapter" in before.method:
         cfg.adapter = cfg.adapter or str(run.adapter)
     if "demonstrations" in before.method and "demonstrations" not in chosen:
@@ -93,10 +93,14 @@ def _check_changes(changes: list[str], scored: Path | str, loadable: bool) -> No
             raise LorachainsError(f"{change} is of training, which is over: leave it out")
 
 
-def _loadable(method: DictConfig, run: RunFolder, mixture: str | None) -> dict[str, Any]:
+def _loadable(method: DictConfig, run: RunFolder, mixture: str | None, changes: Sequence[str]) -> dict[str, Any]:
     """The `method` section from which a run's method is built without what its training began with.
 
-    Its names are those of what is in the run's folder, or in a mixture's, whatever the data's tasks are now.
+    Its names are those of what is in the run's folder, or in a mixture's, whatever the data's tasks are now; how a
+    mixture routes is as its `mixture.json` says, but for the changes.
+
+    Raises:
+        LorachainsError: a change is of what routers were trained with.
     """
     settings: dict[str, Any] = OmegaConf.to_container(method, resolve=True)  # type: ignore[assignment]
     settings |= {key: None for key in BEGINNINGS if key in settings}
@@ -105,12 +109,29 @@ def _loadable(method: DictConfig, run: RunFolder, mixture: str | None) -> dict[s
     if run.classifier.is_dir():
         settings["encoder"] = str(run.classifier.resolve())
     if mixture is not None or (run.adapters / ABOUT).is_file():
-        settings["names"] = read_routers(Path(mixture or run.adapters))[0].names
+        settings |= _routing(settings, Path(mixture or run.adapters), changes)
     elif (run.path / FILE).is_file():
         settings["names"] = read_chain(run.path).tasks
     elif (run.path / SELECTOR_FILE).is_file():
         settings["names"] = read_selector(run.path).tasks
     return settings
+
+
+def _routing(method: dict[str, Any], folder: Path, changes: Sequence[str]) -> dict[str, Any]:
+    """The settings of a mixture, with the changes in `method`."""
+    about, found = read_routers(folder)[0], {}
+    changed = {change.lstrip("+").partition("=")[0].removeprefix("method.") for change in changes}
+    if not about.by_token:
+        found = {"pool": about.pool, "reads": about.reads, "share_router": about.shared}
+        for key in found.keys() & changed:
+            if method[key] != found[key]:
+                raise LorachainsError(
+                    f"method.{key} is {method[key]!r}, but the routers in {folder} were trained with {found[key]!r}: "
+                    "leave it out"
+                )
+        free = {"decision": about.decision, "top_k": about.top_k, "voters": about.voters}
+        found |= {key: value for key, value in free.items() if key not in changed}
+    return found | {"names": about.names}
 
 
 def _own_model(folder: Path, base: DictConfig) -> dict[str, Any]:

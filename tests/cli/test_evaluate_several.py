@@ -1,6 +1,7 @@
 """`python -m lorachains.evaluate` of runs of several adapters, of mixtures, and of what selects tasks."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,15 @@ def test_changes_to_how_a_mixture_decides(train: Train, evaluate: Evaluate) -> N
     assert train("method=moa", *SETTINGS, *METHODS["moa"]).code == 0
     assert train("method=moa", *SETTINGS, *METHODS["moa"], "method.decision=soft", "hydra.run.dir=soft").code == 0
     assert evaluate("run=run", "method.decision=soft")[1] == evaluate("run=soft")[1] == figures("soft")
+    about = Path(shutil.copytree("run/adapters", "mixture"), "mixture.json")
+    about.write_text(about.read_text().replace('"decision": "vote"', '"decision": "soft"'))
+    assert evaluate("run=run", "mixture=mixture")[1] == figures("soft")
+    assert evaluate("run=run", "mixture=mixture", "method.decision=vote")[1] == figures("run")
+    code, _, err = evaluate("run=run", "method.pool=last")
+    assert code == 1
+    assert err == (
+        "error: method.pool is 'last', but the routers in run/adapters were trained with 'mean_rms': leave it out\n"
+    )
 
 
 @pytest.mark.parametrize(
