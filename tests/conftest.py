@@ -1,6 +1,7 @@
 """Runs before any test module: no network, and jaxtyping's shapes checked at every call of the pure modules."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Read when the libraries are imported, so set before that.
@@ -11,12 +12,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 
 _CHECKED = (
     "bank", "batch", "blocks", "chain", "data.tokens", "decisions", "filling", "graphs", "inject", "live_link",
-    "lowrank", "mixture", "optim", "packing", "routers", "routing", "scoring", "selection.trie", "spectra",
-    "theory.frank_wolfe", "theory.links", "theory.problems",
+    "lowrank", "mixture", "optim", "packing", "padded_attention", "routers", "routing", "scoring", "selection.trie",
+    "spectra", "theory.frank_wolfe", "theory.links", "theory.problems",
 )  # fmt: skip
 install_import_hook([f"lorachains.{module}" for module in _CHECKED], "beartype.beartype")
 
@@ -25,6 +27,14 @@ from lorachains.models import byte_tokenizer  # noqa: E402  after the hook
 torch.set_num_threads(1)  # the models are so small that threads only get into each other's way
 
 _REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def plain_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Attention of plain products, none of them over padding, as FLOPs are counted."""
+    monkeypatch.setattr("lorachains.padded_attention.size_class", lambda length: length)
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-LEAST = 4
-"""Segments of up to 2 to the power of this are one group; above, each power of two ends one."""
+LEAST = 16
+"""Segments of up to so many tokens are one group; above, each power of two ends one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def grouped(
     by_length: dict[int, list[int]] = defaultdict(list)
     for segment, length in enumerate(lengths):
         if length:
-            by_length[max(LEAST, (length - 1).bit_length())].append(segment)
+            by_length[size_class(length)].append(segment)
     found, places = [], []
     for members in by_length.values():
         own, read = np.array(lengths)[members], np.array(key_lengths)[members]
@@ -75,6 +75,11 @@ def grouped(
         )  # fmt: skip
     order = np.argsort(np.concatenate(places), kind="stable")
     return Groups(tuple(found), torch.from_numpy(order).to(device))
+
+
+def size_class(length: int) -> int:
+    """Up to how many tokens a segment's group has."""
+    return max(LEAST, 1 << (length - 1).bit_length())
 
 
 def _rows(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

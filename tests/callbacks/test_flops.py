@@ -15,6 +15,8 @@ from tests.runs import cola, fit, language_model, make_method
 DOWN = ["method=cola", "knots=at_steps", "knots.steps=[4,14]"]
 """Knots in the first epoch and at the end of the second, of three; 7 batches an epoch."""
 
+pytestmark = pytest.mark.usefixtures("plain_attention")
+
 
 class Measured:
     """Counts what PyTorch sees of a method's training passes, and keeps their batches."""
