@@ -22,14 +22,16 @@ def alone(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     return (q @ k.mT * 0.3).masked_fill(hidden, float("-inf")).softmax(-1) @ v
 
 
+@pytest.mark.parametrize("pairs", [1 << 24, 1000, 1])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_attention_and_its_gradients_are_those_of_each_segment_alone(
-    shared: bool, window: int | None, device: str
+    shared: bool, window: int | None, pairs: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    monkeypatch.setattr("lorachains.padded_attention.PAIRS", pairs)
     torch.manual_seed(0)
     given = [torch.randn(3, sum(LENGTHS), 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     q, k, v = given
@@ -46,7 +48,8 @@ def test_attention_and_its_gradients_are_those_of_each_segment_alone(
     groups = grouped(
         LENGTHS, [len(keys) for keys in places], torch.cat(places).to(device) if shared else None, torch.device(device)
     )
-    assert len(groups.groups) == 3
+    assert len(groups.groups) == {1 << 24: 3, 1000: 6 if shared else 4, 1: 7}[pairs]
+    assert all(pairs == 1 or group.behind.numel() <= pairs or len(group.behind) == 1 for group in groups.groups)
     ours = attend(q.to(device), k.to(device), v.to(device), groups, 0.3, window=window).cpu()
     assert torch.allclose(ours, torch.cat(theirs), rtol=0, atol=1e-12)
     weights = torch.randn_like(ours)

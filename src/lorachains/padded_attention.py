@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 LEAST = 16
 """Segments of up to so many tokens are one group; above, each power of two ends one."""
+PAIRS = 1 << 24
+"""No group has more pairs of a query and a key, unless one segment has: masks take memory."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def grouped(
         if length:
             by_length[size_class(length)].append(segment)
     found, places = [], []
-    for members in by_length.values():
+    for members in (part for alike in by_length.values() for part in _parts(alike, lengths, key_lengths)):
         own, read = np.array(lengths)[members], np.array(key_lengths)[members]
         queries, there = _rows(starts[:-1][members], own)
         of_keys, _ = _rows(key_starts[:-1][members], read)
@@ -80,6 +82,13 @@ def grouped(
 def size_class(length: int) -> int:
     """Up to how many tokens a segment's group has."""
     return max(LEAST, 1 << (length - 1).bit_length())
+
+
+def _parts(segments: list[int], lengths: Sequence[int], key_lengths: Sequence[int]) -> list[list[int]]:
+    """Segments in parts of at most so many pairs."""
+    each = max(lengths[i] for i in segments) * max(key_lengths[i] for i in segments)
+    size = max(1, PAIRS // each)
+    return [segments[start : start + size] for start in range(0, len(segments), size)]
 
 
 def _rows(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
