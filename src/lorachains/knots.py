@@ -32,7 +32,7 @@ class Knots:
         requantize: whether "merge" may add links to quantised weights: they are dequantised, added to in float32 and
             quantised anew, which loses most of a small update.
         tolerance: how far a knot may move the logits of the probe batch, `‖after − before‖ / ‖before‖`; by the
-            precision of the base if not given (`DRIFT_TOLERANCE`).
+            precision of the base if not given (`DRIFT_TOLERANCE`; of an int8 base, bfloat16's).
 
     Raises:
         LorachainsError: a value outside its choices or range.
@@ -122,7 +122,12 @@ class Even(Knots):
 
     def positions(self, total: int, per_epoch: int) -> list[int]:
         if type(self.links) is not int or self.links < 1:
-            raise LorachainsError(f"knots.links is {self.links!r}: a chain has at least one link")
+            raise LorachainsError(f"knots.links is {self.links!r}: give a whole number of links, at least 1")
+        if self.links > total:
+            raise LorachainsError(
+                f"knots.links is {self.links}, but the run has {total} optimizer steps, of which each link needs one: "
+                "give fewer links, or train longer"
+            )
         epochs, rest = divmod(total, per_epoch)
         whole = not rest and epochs >= self.links
         if self.unit == "epoch" and not whole:
