@@ -65,8 +65,11 @@ def merge(cfg: DictConfig, chain: ExportedChain) -> Report:
         check_base(Path(cfg.adapter), cfg.model.name, shards.fingerprint())
         return {"lost": shards.merge(chain, output), "dtype": dtype, "output": str(output)}
     log.info("the whole model is taken into memory: %s", why)
-    base = instantiate(cfg.model)
+    half = dtype == "float16"  # in which small weights are others: no fingerprint of it is the base's
+    base = instantiate(cfg.model, **({"dtype": "float32"} if half else {}))
     check_base(Path(cfg.adapter), base.name, fingerprint(base.model))
+    if half:
+        base.model.half()
     return {"lost": merge_in_memory(chain, base, output), "dtype": dtype, "output": str(output)}
 
 

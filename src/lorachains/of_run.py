@@ -79,7 +79,7 @@ def take_from_run(cfg: DictConfig, run: RunFolder, changes: list[str]) -> None:
         cfg.method = _loadable(before.method, run, cfg.mixture, changes)
     elif "adapter" in before.method:
         cfg.adapter = cfg.adapter or str(run.adapter)
-    if "demonstrations" in before.method and "demonstrations" not in chosen:
+    if "demonstrations" in before.method and "demonstrations" in cfg and "demonstrations" not in chosen:
         cfg.demonstrations, cfg.seed = before.method.demonstrations, before.seed
 
 

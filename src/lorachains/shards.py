@@ -44,7 +44,7 @@ class Shards:
 
     def fingerprint(self) -> str:
         """What `models.fingerprint` gives for the model loaded."""
-        return fingerprint_of((name, self._read(self._keys[name])) for name in sorted(self._parameters))
+        return fingerprint_of((name, self._stored(self._keys[name])) for name in sorted(self._parameters))
 
     @torch.no_grad()
     def merge(self, chain: ExportedChain, output: Path) -> float:
@@ -79,9 +79,13 @@ class Shards:
         prefixed = f"{self.model.base_model_prefix}.{key}"
         return prefixed if prefixed in self._parameters else key
 
-    def _read(self, key: str) -> Tensor:
+    def _stored(self, key: str) -> Tensor:
         with safe_open(self.folder / self._files[key], "pt") as file:
             tensor: Tensor = file.get_tensor(key)
+        return tensor
+
+    def _read(self, key: str) -> Tensor:
+        tensor = self._stored(key)
         return tensor.to(self.dtype) if self._name(key) in self._parameters else tensor
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lorachains.evaluate import main as evaluate_main
 from lorachains.ledger import main
@@ -73,6 +75,13 @@ def test_merge_in_memory_and_file_by_file(train: Train, command: Command) -> Non
     assert command(evaluate_main, *whole, *data)[1]["test/loss"] == pytest.approx(loss, rel=1e-5)
     _, rounded, _ = command(main, *from_files, "model.dtype=bfloat16", "output=rounded")
     assert (rounded["dtype"], 0 < rounded["lost"] < 1) == ("bfloat16", True)
+    for output, given in (("half", from_files), ("full_half", ["action=merge", "run=run"])):
+        code, halved, err = command(main, *given, "model.dtype=float16", f"output={output}")
+        assert code == 0, err
+        assert (halved["dtype"], 0 < halved["lost"] < 1) == ("float16", True)
+        assert {tensor.dtype for file in Path(output).glob("*.safetensors") for tensor in load_file(file).values()} == {
+            torch.float16
+        }
 
 
 WRONG: list[tuple[list[str], str]] = [
@@ -81,6 +90,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["run=run", "action=rewind", "links=1", "output=run/metrics.json/new"], "run/metrics.json/new: Not a directory"),
     (["run=nowhere"], "nowhere holds no finished run"),
     (["adapter=nowhere"], "nowhere holds no adapter"),
+    (["run=shown"], "run=shown has no adapter: its method trains none"),
     (["run=run", "action=burn"], "action is 'burn': choose show, rewind, compress, merge"),
     (["run=run", "action=rewind", "links=3", "output=new"], "links is 3, but the chain has 2: choose 0…2"),
     (["run=run", "action=rewind", "output=new"], "links is None, but the chain has 2: choose 0…2"),
@@ -95,6 +105,7 @@ WRONG: list[tuple[list[str], str]] = [
 def test_wrong_arguments(train: Train, command: Command) -> None:
     assert train(*COLA).code == 0
     assert train("method=zero_shot", "hydra.run.dir=bare").code == 0
+    assert train("method=icl", "hydra.run.dir=shown").code == 0
     for arguments, says in WRONG:
         code, _, err = command(main, *arguments)
         assert code == 1, arguments
