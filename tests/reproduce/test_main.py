@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from lorachains.cli import settings_of
 from lorachains.config import conf_dir
 from lorachains.errors import LorachainsError
 from lorachains.reproduce import passes
-from lorachains.reproduce.__main__ import check, reproduce
+from lorachains.reproduce.__main__ import check, reproduce, show
 from lorachains.reproduce.passes import Launch
 from lorachains.reproduce.reports import report
 from lorachains.reproduce.runs import Composer, Table
@@ -80,6 +81,33 @@ def test_what_is_finished_is_not_made_again(table: Table, tmp_path: Path, monkey
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     assert reproduce([table], Launch(root), "command")
     assert {path: path.stat().st_mtime_ns for path in root.glob("*/*")} == before
+
+
+def test_what_is_damaged_is_made_again_and_what_cannot_be_shown_is_told(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other tables' reports are written all the same; a cell of which nothing is there says so."""
+    root = tmp_path / "runs"
+    lora = table.cells[0]
+    for run in lora.runs:
+        run.folder.begin(settings_of(compose("train", list(run.overrides))), resume=False, overwrite=False)
+        run.folder.write_metrics({"test/accuracy": 0.5, "val/accuracy": 0.5, "val/loss": 1.0, "run/seconds": 1.0})
+    shown = report(table)
+    assert [(cell.row, len(cell.runs), cell.asked, cell.complete) for cell in shown.cells] == [
+        ("LoRA", 2, 2, True),
+        ("COLA", 0, 2, False),
+    ]
+    assert show(table, root)
+    assert "— (0 of 2)" in (root / "cola-table1" / "report.md").read_text()
+    damaged = lora.runs[0].folder.metrics
+    damaged.write_text(damaged.read_text()[:20])
+    monkeypatch.setattr(passes, "ATTEMPTS", 0)
+    assert not reproduce([table], Launch(root), "command")
+    assert not lora.runs[0].finished
+    assert damaged.with_suffix(".json.damaged").is_file()
+    lora.runs[1].folder.metrics.unlink()
+    assert not show(table, root)
+    assert f"error: cola-table1: {root}" in capsys.readouterr().err
 
 
 def test_two_at_a_time(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

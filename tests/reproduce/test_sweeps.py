@@ -145,6 +145,10 @@ def test_a_label_may_name_what_a_run_has_measured(tmp_path: Path) -> None:
         ({"rows": None}, "rows and columns are mappings"),
         ({"columns": {"LoRA": "${nowhere}"}}, "nowhere"),
         ({"minutes": {"small": 1}}, "has no 'smoke' for size=smoke"),
+        ({"minutes": {"smoke": "abc"}}, "minutes of smoke is 'abc': give a number above 0"),
+        ({"minutes": 3}, "minutes is 3: give a mapping"),
+        ({"select": {"over": [], "by": "foo"}}, "select.by is 'foo': choose metric, loss, or a key of metrics.json"),
+        ({"each": 3}, "each is 3: give a list of overrides"),
         ({"base": "nothing"}, "nothing.yaml"),
         ({"against": {"LoRA, PPL": "nobody"}}, "against names 'nobody', which is no row or column"),
     ],
@@ -162,6 +166,20 @@ def test_what_is_wrong_with_a_file_is_told(change: dict[str, object], says: str,
 def test_unknown_names(name: str, size: str, says: str) -> None:
     with pytest.raises(LorachainsError, match=says):
         load(name, size)
+
+
+def test_what_is_wrong_with_given_keys_is_not_the_files_fault() -> None:
+    with pytest.raises(LorachainsError, match=r"cola-table3\.yaml, with keys in place of its own: minutes is 3"):
+        load("cola-table3", "smoke", {"minutes": 3})
+
+
+@pytest.mark.parametrize("folder", ["/a,b", "/my data (1)", "/it's", "C:\\data\\", "null", "/ä {x} [y] \\'z"])
+@pytest.mark.usefixtures("composed")
+def test_any_folder_can_hold_the_data(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORACHAINS_DATA_ROOT", folder)
+    sweep = load("cola-table3", "small")
+    jobs = sweep.jobs(sweep.rows[0], sweep.columns[0])
+    assert {compose("train", list(job.overrides)).data.root for job in jobs} == {folder}
 
 
 def test_an_override_that_hydra_cannot_read() -> None:

@@ -44,8 +44,10 @@ def reproduce(tables: Sequence[Table], launch: Launch, command: str) -> bool:
         with FileLock(root / ".lock", timeout=0):
             for table in tables:
                 table.write(root, command)
+            for run in {run.name: run for table in tables for run in table.runs}.values():
+                run.set_damaged_aside()
             console = Console()
-            minutes = max(table.sweep.minutes for table in tables)
+            minutes = sum(table.sweep.minutes for table in tables)
             with Overview(tables, minutes, console) as overview:
                 make(overview.runs, launch, overview.show)
     except Timeout:
@@ -97,23 +99,34 @@ def main(cfg: DictConfig) -> None:
     check(cfg)
     tables = chosen(cfg)
     if cfg.wandb is not None:
-        print(*(file for sweep in tables for file in wandb_sweep.write(sweep, Path(cfg.wandb))), sep="\n")
+        for sweep in tables:
+            print(*wandb_sweep.write(sweep, Path(cfg.wandb)), sep="\n")
         return
     launch = Launch(Path(cfg.root), cfg.launcher, cfg.workers, cfg.group_size)
-    root, composer = launch.root, Composer(launch.root, cfg.overrides)
-    found = [composer.table(sweep) for sweep in tables]
     try:
+        composer = Composer(launch.root, cfg.overrides)
+        log.info("composing the runs of %s", ", ".join(sweep.name for sweep in tables))
+        found = [composer.table(sweep) for sweep in tables]
         said: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as it was, `keys` may refer to others
         command = " ".join(["python -m lorachains.reproduce", *said])
         whole = reproduce(found, launch, command)
+        reported = [show(table, launch.root) for table in found if any(run.finished for run in table.runs)]
     except KeyboardInterrupt:
-        print(f"stopped: nothing is lost, the same command goes on ({root})", file=sys.stderr)
+        print(f"stopped: nothing is lost, the same command goes on ({launch.root})", file=sys.stderr)
         sys.exit(130)
-    for table in found:
-        if any(run.finished for run in table.runs):
-            write_report(report(table), root / table.sweep.name)
-            print(f"{root / table.sweep.name / 'report.html'}: {table.sweep.title}")
-    sys.exit(0 if whole else 1)
+    sys.exit(0 if whole and all(reported) else 1)
+
+
+def show(table: Table, root: Path) -> bool:
+    """Writes a table's report beside its runs; whether it could be made. Why not is told: others may follow."""
+    name = table.sweep.name
+    try:
+        write_report(report(table), root / name)
+    except LorachainsError as error:
+        print(f"error: {name}: {error}", file=sys.stderr)
+        return False
+    print(f"{root / name / 'report.html'}: {table.sweep.title}")
+    return True
 
 
 if __name__ == "__main__":

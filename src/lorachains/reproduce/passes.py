@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from lorachains.composing import quoted
 from lorachains.reproduce.runs import Run
 from lorachains.run_folder import write_whole
 
@@ -46,8 +47,8 @@ class Launch:
         size = [] if self.group_size is None else [f"hydra.launcher.group_size={self.group_size}"]
         return [
             sys.executable, "-m", "lorachains.reproduce.worker", "-m", "resume=true", "hydra/sweeper=listed",
-            f"hydra.sweeper.file='{jobs.absolute()}'", f"hydra/launcher={self.launcher}",
-            f"hydra.sweep.dir='{self.root}'", *size,
+            f"hydra.sweeper.file={quoted(str(jobs.absolute()))}", f"hydra/launcher={self.launcher}",
+            f"hydra.sweep.dir={quoted(str(self.root))}", *size,
         ]  # fmt: skip
 
     def environment(self, worker: int) -> dict[str, str]:

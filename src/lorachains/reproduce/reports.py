@@ -23,11 +23,12 @@ def report(table: Table) -> Report:
     runs, left_out = read_runs([run.folder.path for run in table.runs if run.folder.config.is_file()])
     layout = Layout(over=sweep.over, by=sweep.by)
     by_folder = {run.path.resolve(): run for run in runs}
-    cells = [cell for own in table.cells if (cell := _cell(own, by_folder, layout, sweep.x))]
+    found = [_cell(own, by_folder, layout, sweep.x) for own in table.cells]
+    metrics = {cell.column: cell.metric for cell in found if cell}
+    cells = [cell or _empty(own, metrics) for own, cell in zip(table.cells, found, strict=True)]
     theirs = read_published(sweep.published, sweep.table) if sweep.published else []
     unfinished = [run for run in runs if run.metrics is None]
-    there = {label for cell in cells for label in (cell.row, cell.column)}
-    rows, columns = ([p.label for p in parts if p.label in there] for parts in (sweep.rows, sweep.columns))
+    rows, columns = ([part.label for part in parts] for parts in (sweep.rows, sweep.columns))
     made = report_of_cells(
         cells, rows, columns, pairs(cells, sweep.against), unfinished, left_out,
         title=f"{sweep.name} ({sweep.size}): {sweep.title}", also=["run/seconds"], x=sweep.x, by=sweep.by,
@@ -57,8 +58,20 @@ def _cell(own: Cell, by_folder: Mapping[Path, Run], layout: Layout, x: str | Non
     if wrong := next((run for run in runs if run.metrics and run.result("test", metric) is None), None):
         where = f"{own.row.label}, {own.column.label}"
         raise LorachainsError(f"{wrong.path}: metrics.json has no {own.metric or metric}, which {where} shows")
-    seeds = {text for of in own.runs for text in of.overrides if text.startswith("seed=")}
     options = {layout.candidate(run) for run in runs}
     cell = shown.make_cell(own.row.label, own.column.label, ["method", *([x] if x else [])], metric, runs, layout,
-                           max(1, len(seeds)), options)  # fmt: skip
+                           _asked(own), options)  # fmt: skip
     return cell if len(runs) == len(own.runs) else replace(cell, complete=False)
+
+
+def _empty(own: Cell, metrics: Mapping[str, str]) -> shown.Cell:
+    """The cell of which no run is begun."""
+    metric = own.metric or metrics.get(own.column.label, "loss")
+    return shown.Cell(own.row.label, own.column.label, ["method"], metric.removeprefix("test/"), {}, None,
+                      _asked(own), complete=False)  # fmt: skip
+
+
+def _asked(own: Cell) -> int:
+    """How many seeds a cell's runs have. Of several in a run's overrides the last counts."""
+    given = [[text for text in run.overrides if text.startswith("seed=")] for run in own.runs]
+    return max(1, len({seeds[-1] for seeds in given if seeds}))

@@ -1,6 +1,7 @@
 """The runs of tables and figures: their folders, and how far they are."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +13,13 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from lorachains.cli import run_name, settings_of
-from lorachains.composing import Compositions
+from lorachains.composing import Compositions, quoted
 from lorachains.errors import LorachainsError
 from lorachains.grouping import lot
 from lorachains.reproduce.sweeps import Job, Overrides, Part, Sweep
 from lorachains.run_folder import RunFolder, write_whole
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,17 @@ class Run:
     def finished(self) -> bool:
         """Whether it came to its end."""
         return self.folder.metrics.is_file() and self.folder.config.is_file()
+
+    def set_damaged_aside(self) -> None:
+        """Renames a `metrics.json` that can't be read, so that the run is made again."""
+        if not self.finished:
+            return
+        try:
+            self.folder.read_metrics()
+        except LorachainsError:
+            aside = self.folder.metrics.with_suffix(".json.damaged")
+            self.folder.metrics.replace(aside)
+            log.warning("%s can't be read: it is %s now, and the run is made again", self.folder.metrics, aside.name)
 
     @property
     def begun(self) -> int:
@@ -123,7 +137,7 @@ class Composer:
     def _run(self, job: Job) -> Run:
         """The job's run; before it, those that it begins with."""
         before = {setting: self._run(Job(overrides)) for setting, overrides in job.start.items()}
-        begin = [f"{setting}='{run.folder.path}'" for setting, run in before.items()]
+        begin = [f"{setting}={quoted(str(run.folder.path))}" for setting, run in before.items()]
         overrides = (*job.overrides, *begin, *self.extra)
         key = frozenset(overrides)
         if key not in self._known:

@@ -12,6 +12,7 @@ keys in common, over which the table's own are laid. `sizes` has, by size, keys 
 serve interpolations.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lorachains.composing import parsed
+from lorachains.composing import parsed, quoted
 from lorachains.config import papers_dir, sweeps_dir
 from lorachains.errors import LorachainsError
 
 OmegaConf.register_new_resolver("sweeps", lambda: str(sweeps_dir()), replace=True)  # where a sweep's own data lies
+OmegaConf.register_new_resolver(
+    "data_root", lambda: quoted(given) if (given := os.environ.get("LORACHAINS_DATA_ROOT")) else "null", replace=True
+)
 
 SIZES = ("paper", "small", "smoke")
 
@@ -164,24 +168,30 @@ def load(name: str, size: str, keys: Mapping[str, Any] | None = None) -> Sweep:
 
 def read(file: Path, size: str, keys: Mapping[str, Any] | None = None) -> Sweep:
     """The sweep of a file, in one size. Raises a LorachainsError if the file, or what is in its place, is wrong."""
+    where = f"{file}, with keys in place of its own" if keys else str(file)
     try:
         settings = _settings(file, size, keys or {})
         sweep = Sweep(
             name=file.stem, size=size, paper=settings["paper"], title=settings["title"],
-            minutes=settings["minutes"][size], over=settings["select"]["over"], by=settings["select"]["by"],
+            minutes=_mapping(settings, "minutes")[size], over=_mapping(settings, "select")["over"],
+            by=settings["select"]["by"],
             against=settings.get("against", {}), left_out=settings.get("left_out", {}), x=settings.get("x"),
-            overrides=_flat([settings[key] for key in ("model", "data", "each")]),
+            overrides=tuple(text for key in ("model", "data", "each") for text in _list(settings, key)),
             rows=_parts(settings["rows"]), columns=_parts(settings["columns"]), metric=settings.get("metric"),
         )  # fmt: skip
         return _checked(sweep)
     except KeyError as error:
         why = f"has no {error.args[0]!r} for size={size}: see lorachains/reproduce/sweeps.py"
-        raise LorachainsError(f"{file}: {why}") from error
+        raise LorachainsError(f"{where}: {why}") from error
     except (OmegaConfBaseException, YAMLError, OSError, TypeError) as error:
-        raise LorachainsError(f"{file}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+        raise LorachainsError(f"{where}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
 
 
 def _checked(sweep: Sweep) -> Sweep:
+    if type(sweep.minutes) not in (int, float) or not sweep.minutes > 0:
+        raise TypeError(f"minutes of {sweep.size} is {sweep.minutes!r}: give a number above 0")
+    if sweep.by not in ("metric", "loss") and "/" not in str(sweep.by):
+        raise TypeError(f"select.by is {sweep.by!r}: choose metric, loss, or a key of metrics.json, as val/accuracy")
     labels = {part.label for part in (*sweep.rows, *sweep.columns)}
     if unknown := [label for pair in sweep.against.items() for label in pair if label not in labels]:
         raise TypeError(f"against names {unknown[0]!r}, which is no row or column: {', '.join(sorted(labels))}")
@@ -219,6 +229,19 @@ def _settings(file: Path, size: str, keys: Mapping[str, Any]) -> dict[str, Any]:
         whole[key] = value
     settings: Any = OmegaConf.to_container(whole, resolve=True)
     return settings
+
+
+def _mapping(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    if not isinstance(settings[key], Mapping):
+        raise TypeError(f"{key} is {settings[key]!r}: give a mapping")
+    found: Mapping[str, Any] = settings[key]
+    return found
+
+
+def _list(settings: Mapping[str, Any], key: str) -> Overrides:
+    if not isinstance(settings[key], str | list):
+        raise TypeError(f"{key} is {settings[key]!r}: give a list of overrides")
+    return _flat(settings[key])
 
 
 def _parts(settings: Any) -> list[Part]:
