@@ -64,7 +64,7 @@ def test_without_an_output_nothing_is_left(study: Study, tmp_path: Path) -> None
     [
         ("problem.radius=-1", "problem.radius is -1: give a finite number above 0"),
         ("seeds=[-1]", "seeds is -1: give whole numbers of at least 0"),
-        ("chains.links=[7]", "knots asks for a knot"),
+        ("chains.links=[7]", "chains.links is [7], but chains.steps is 6"),
     ],
 )
 def test_bad_settings_are_told_in_one_line(argument: str, says: str, study: Study) -> None:

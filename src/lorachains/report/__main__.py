@@ -42,6 +42,8 @@ def check_kinds(settings: dict[str, Any]) -> None:
         value = named[key]
         if not isinstance(value, list) and not (key == "rows" and value is None):
             raise LorachainsError(f"{key} is {value!r}: give a list, as [method]")
+    if type(settings["split_tasks"]) is not bool:
+        raise LorachainsError(f"split_tasks is {settings['split_tasks']!r}: give true or false")
     for key, example in (
         ("baseline", "settings, as {method: lora}"),
         ("labels", "labels and what to write, as {cola: COLA}"),

@@ -89,7 +89,11 @@ def make_cells(runs: Sequence[Run], layout: Layout) -> tuple[list[Cell], dict[Pa
         LorachainsError: runs of one cell differ in a setting that is neither shown nor chosen, or what would have to
             choose between them is missing.
     """
-    runs, metrics, left_out = _measured(runs, layout)
+    given = runs
+    runs, metrics, left_out = _measured(given, layout)
+    if given and not runs:
+        raise LorachainsError(f"{next(iter(left_out))}: {next(iter(left_out.values()))}, nor has any other run: see "
+                              "metrics.json for what there is")  # fmt: skip
     keys = layout.row_keys(runs)
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     options = defaultdict[str, set[str]](set)

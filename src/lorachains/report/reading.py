@@ -117,6 +117,7 @@ def read_runs(
     Raises:
         LorachainsError: a folder doesn't exist, or there is no finished run.
     """
+    folders = list(folders)
     runs, left_out, seen = list[Run](), dict[Path, str](), dict[str, Path]()
     for path in sorted(_run_folders(folders)):
         try:
@@ -132,7 +133,8 @@ def read_runs(
     for path, reason in left_out.items():
         log.warning("left out %s: %s", path, reason)
     if not any(run.metrics for run in runs):
-        raise LorachainsError("no finished run there: a run's folder holds config.yaml and metrics.json")
+        where = ", ".join(map(str, folders)) or "no folder is given"
+        raise LorachainsError(f"{where}: no finished run there: a run's folder holds config.yaml and metrics.json")
     return runs, left_out
 
 

@@ -140,8 +140,8 @@ def comparisons(found: Sequence[Comparison], published: Sequence[Published], spl
     notes = [
         "paired over seeds that both have; relative: in parts of the baseline's mean; interval: bootstrap percentiles "
         "of the mean difference; d_z: mean difference in standard deviations (ddof = 1) of the differences; p: "
-        "two-sided, corrected by Holm for all that is compared with one baseline; less is better of losses and "
-        "perplexities",
+        "two-sided, corrected by Holm for the columns of a row (or rows of a column) that is compared with another; "
+        "less is better of losses and perplexities",
         *remarks,
     ]
     name = f"against-baseline{'-last' if split == 'test_last' else ''}"

@@ -51,13 +51,14 @@ def without_curves(row: dict[str, Any]) -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     """Prints the results as JSON; with `output`, keeps them there with their curves, beside the figure."""
     hydra_config = HydraConfig.get()
+    if cfg.output:
+        Path(cfg.output).mkdir(parents=True, exist_ok=True)  # what can't be written is known before it is computed
     results = {
         "command": " ".join(["python -m lorachains.theory", *hydra_config.overrides.task]),
         "machine": f"{os.cpu_count()} CPU cores, torch {torch.__version__}",
     } | study(cfg)
     if cfg.output:
         name = Path(cfg.output) / hydra_config.runtime.choices["problem"]
-        name.parent.mkdir(parents=True, exist_ok=True)
         name.with_suffix(".json").write_text(row_a_line(results), encoding="utf-8")
         draw(results, name.with_suffix(".svg"))
     walks, chains = results["frank_wolfe"], [without_curves(row) for row in results["chains"]]

@@ -32,6 +32,11 @@ def check_settings(settings: dict[str, Any]) -> None:
         _check_whole(f"chains.{key}", chains[key], 1)
     for key in ("steps", "batch", "every"):
         _check_whole(f"chains.{key}", [chains[key]], 1)
+    if max(chains["links"]) > chains["steps"]:
+        raise LorachainsError(
+            f"chains.links is {chains['links']}, but chains.steps is {chains['steps']}, and each link needs a step: "
+            "give fewer links, or more steps"
+        )
     if not chains["rates"] or not all(isinstance(rate, int | float) and rate > 0 for rate in chains["rates"]):
         raise LorachainsError(f"chains.rates is {chains['rates']!r}: give learning rates above 0")
     if shared := set(settings["seeds"]) & set(chains["tuning_seeds"]):
@@ -86,7 +91,8 @@ def chain_rows(
 ) -> list[dict[str, Any]]:
     """One row for each rank and chain length, at its own best learning rate; losses and gaps are means over the seeds.
 
-    `better`, `better_test`: in how many seeds the last (test) loss is below that of the rank's first number of links.
+    `better`, `better_test`: in how many seeds the last (test) loss is below that of the rank's first number of links,
+    `than`.
     """
     rows = []
     for rank in ranks:
@@ -94,6 +100,7 @@ def chain_rows(
         first = tuned[0][1]
         for length, (rate, trace) in zip(links, tuned, strict=True):
             better = {
+                "than": links[0],
                 "better": int((trace.losses[:, -1] < first.losses[:, -1]).sum()),
                 "better_test": int((trace.test_losses[:, -1] < first.test_losses[:, -1]).sum()),
             }
