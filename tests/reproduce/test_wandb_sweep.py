@@ -8,7 +8,6 @@ import pytest
 from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from lorachains.errors import LorachainsError
 from lorachains.reproduce.sweeps import load
 from lorachains.reproduce.wandb_sweep import write
 
@@ -39,5 +38,4 @@ def test_the_same_jobs(name: str, tmp_path: Path) -> None:
 def test_what_begins_with_other_runs_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(write(load("moa-table7", "small"), tmp_path)) == 1
     assert "moa-table7: left out, since their runs begin with others': MoE-LoRA, MoA" in caplog.text
-    with pytest.raises(LorachainsError, match="moa-routing: each of its runs begins with another run's adapters"):
-        write(load("moa-routing", "small"), tmp_path)
+    assert write(load("moa-routing", "small"), tmp_path) == []

@@ -99,8 +99,10 @@ def main(cfg: DictConfig) -> None:
     check(cfg)
     tables = chosen(cfg)
     if cfg.wandb is not None:
-        for sweep in tables:
-            print(*wandb_sweep.write(sweep, Path(cfg.wandb)), sep="\n")
+        files = [file for sweep in tables for file in wandb_sweep.write(sweep, Path(cfg.wandb))]
+        if not files:
+            raise LorachainsError("all runs begin with others, for which W&B sweeps can't wait: leave wandb= out")
+        print(*files, sep="\n")
         return
     launch = Launch(Path(cfg.root), cfg.launcher, cfg.workers, cfg.group_size)
     try:

@@ -7,7 +7,6 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from lorachains.errors import LorachainsError
 from lorachains.reproduce.sweeps import Overrides, Sweep
 
 log = logging.getLogger(__name__)
@@ -16,15 +15,10 @@ log = logging.getLogger(__name__)
 def write(sweep: Sweep, folder: Path) -> list[Path]:
     """Writes `<table>-<size>-<number>.yaml`, one for each product of settings that the table is made of.
 
-    Raises:
-        LorachainsError: all of its runs begin with others, for which W&B has no order.
+    Rows and columns whose runs begin with other runs are left out: W&B has no order.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    after = [part.label for part in (*sweep.rows, *sweep.columns) if part.start]
-    if not sweep.grids():
-        raise LorachainsError(f"{sweep.name}: each of its runs begins with another run's adapters, which a W&B sweep "
-                              "can't wait for: make it without wandb=")  # fmt: skip
-    if after:
+    if after := [part.label for part in (*sweep.rows, *sweep.columns) if part.start]:
         log.warning("%s: left out, since their runs begin with others': %s", sweep.name, ", ".join(after))
     files = []
     for number, grid in enumerate(sweep.grids(), 1):
