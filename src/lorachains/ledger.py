@@ -108,6 +108,12 @@ def main() -> None:
     @one_line_errors
     def command(cfg: DictConfig) -> None:
         if cfg.run:
+            several = sorted(folder.name for folder in RunFolder(Path(cfg.run)).adapters.glob("*/"))
+            if several and cfg.adapter is None:
+                raise LorachainsError(
+                    f"run={cfg.run} has several adapters: give with it adapter={cfg.run}/adapters/NAME, of "
+                    f"{', '.join(several)}"
+                )
             take_from_run(cfg, RunFolder(Path(cfg.run)), changes)
         ledger(cfg)
 

@@ -90,6 +90,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["run=run", "action=rewind", "links=1", "output=run/metrics.json/new"], "run/metrics.json/new: Not a directory"),
     (["run=nowhere"], "nowhere holds no finished run"),
     (["adapter=nowhere"], "nowhere holds no adapter"),
+    (["run=several"], "run=several has several adapters: give with it adapter=several/adapters/NAME, of leg_counting"),
     (["run=shown"], "run=shown has no adapter: its method trains none"),
     (["run=run", "action=burn"], "action is 'burn': choose show, rewind, compress, merge"),
     (["run=run", "action=rewind", "links=3", "output=new"], "links is 3, but the chain has 2: choose 0…2"),
@@ -106,6 +107,9 @@ def test_wrong_arguments(train: Train, command: Command) -> None:
     assert train(*COLA).code == 0
     assert train("method=zero_shot", "hydra.run.dir=bare").code == 0
     assert train("method=icl", "hydra.run.dir=shown").code == 0
+    two = ["data.tasks=[leg_counting,syllogism]", "hydra.run.dir=several"]
+    assert train("method=single_lora", *two).code == 0
+    assert command(main, "run=several", "adapter=several/adapters/syllogism")[0] == 0
     for arguments, says in WRONG:
         code, _, err = command(main, *arguments)
         assert code == 1, arguments
