@@ -97,4 +97,6 @@ def main(root: str, name: str = "facebook/opt-1.3b") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit("give DIR, which holds SuperGLUE's files, and a tokenizer if not that of facebook/opt-1.3b")
     main(*sys.argv[1:])
