@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEAST = 16
-"""Segments of up to so many tokens are one group; above, each power of two ends one, and each three quarters of it."""
+"""Segments of up to so many tokens are one group; above, each power of two ends one."""
 PAIRS = 1 << 24
 """No group has more pairs of a query and a key, unless one segment has: masks take memory."""
 
@@ -81,8 +81,7 @@ def grouped(
 
 def size_class(length: int) -> int:
     """Up to how many tokens a segment's group has."""
-    whole = 1 << (length - 1).bit_length()
-    return max(LEAST, whole * 3 // 4 if length <= whole * 3 // 4 else whole)
+    return max(LEAST, 1 << (length - 1).bit_length())
 
 
 def _parts(segments: list[int], lengths: Sequence[int], key_lengths: Sequence[int]) -> list[list[int]]:
@@ -117,13 +116,9 @@ def attend(
         seen = group.behind >= 0
         if window is not None:
             seen &= group.behind < window
-        q, k, v = _taken(query, group.queries), _taken(key, group.keys), _taken(value, group.keys)
-        out = F.scaled_dot_product_attention(q, k, v, seen.unsqueeze(1), dropout, scale=scale)
-        outs.append(out.transpose(1, 2).flatten(0, 1).index_select(0, group.kept))
-    return torch.cat(outs).index_select(0, groups.order)
-
-
-def _taken(
-    tensor: Float[Tensor, "heads read dim"], places: Int64[Tensor, "segments longest"]
-) -> Float[Tensor, "segments heads longest dim"]:
-    return tensor.index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
+        q, k, v = query[:, group.queries], key[:, group.keys], value[:, group.keys]
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), seen.unsqueeze(1), dropout, scale=scale
+        )
+        outs.append(out.transpose(1, 2).flatten(0, 1)[group.kept])
+    return torch.cat(outs)[groups.order]
