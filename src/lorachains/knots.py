@@ -13,7 +13,11 @@ import torch
 from lorachains.errors import LorachainsError
 
 DRIFT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""How far a knot may move the logits of the probe batch, by the base's precision: rounding, and nothing more."""
+"""How far a knot may move the logits of the probe batch, by the base's precision: rounding, and nothing more.
+
+An int8 base counts as bfloat16, whatever its other weights are: a number that a layer reads may round to another of 255
+steps where the sum before it differs in its last digit, with a knot or without one.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
