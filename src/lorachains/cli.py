@@ -1,12 +1,14 @@
 """What the entry points share: the run folder's name, and errors told in one line."""
 
 import functools
+import gc
 import hashlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -49,6 +51,24 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 STARTED = time.strftime("%Y-%m-%d_%H-%M-%S")
 OmegaConf.register_new_resolver("started", lambda: STARTED, replace=True)  # the same for all jobs of a multirun
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """For imports of thousands of modules: keeps Python's garbage collector from looking through what they define.
+
+    It rests in here, which takes a quarter from their time, and leaves alone for good what was imported, which else
+    it would take to pieces at the end of the process, for a second or more.
+    """
+    collects, known = gc.isenabled(), len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > known:
+            gc.freeze()
+        if collects:
+            gc.enable()
 
 
 def one_line_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

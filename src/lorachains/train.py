@@ -7,10 +7,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lorachains.cli import check_settings, one_line_errors, settings_of
+from lorachains.cli import check_settings, one_line_errors, quick_imports, settings_of
 from lorachains.config import conf_dir
-from lorachains.jobs import Job, train_jobs
-from lorachains.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +17,9 @@ log = logging.getLogger(__name__)
 @one_line_errors
 def main(cfg: DictConfig) -> None:
     """One run, from the config to `metrics.json`."""
+    with quick_imports():  # not at the top: a wrong setting, or `--cfg job`, needn't wait for them
+        from lorachains.jobs import Job, train_jobs
+        from lorachains.run_folder import RunFolder
     check_settings(cfg)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     if cfg.resume and folder.finished(settings_of(cfg)):

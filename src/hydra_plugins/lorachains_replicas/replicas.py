@@ -1,5 +1,8 @@
 """`hydra/launcher=replicas`: trains the jobs of a multirun that can be stacked as one bank, in the time of about one.
 
+`hydra/sweeper=product`, the default of `lorachains.train`, is Hydra's own, which leaves it to that launcher to check
+the jobs.
+
 Hydra imports this module at each start, of other programs too: so nothing heavy, and nothing of lorachains, at its top.
 """
 
@@ -7,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -30,7 +34,15 @@ class ReplicasConf:
     submitit: Any = None  # a typed mapping can't be overridden as a whole
 
 
+@dataclass
+class ProductConf(BasicSweeperConf):
+    """The sweeper's settings, `hydra.sweeper`: those of Hydra's basic one."""
+
+    _target_: str = "hydra_plugins.lorachains_replicas.replicas.ProductSweeper"
+
+
 ConfigStore.instance().store(group="hydra/launcher", name="replicas", node=ReplicasConf, provider="lorachains")
+ConfigStore.instance().store(group="hydra/sweeper", name="product", node=ProductConf, provider="lorachains")
 
 
 class ReplicasLauncher(Launcher):
@@ -48,6 +60,18 @@ class ReplicasLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Prepares all jobs, then trains them group after group: what became of each, in the jobs' order."""
-        from hydra_plugins.lorachains_replicas._launch import launch
+        from lorachains.cli import quick_imports
+
+        with quick_imports():
+            from hydra_plugins.lorachains_replicas._launch import launch
 
         return launch(self, job_overrides, initial_job_idx)
+
+
+class ProductSweeper(BasicSweeper):
+    """Hydra's basic sweeper, but that it doesn't compose the jobs to check them: the launcher does before it trains."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """For other launchers, raises what Hydra raises for a job that can't be composed."""
+        if not isinstance(self.launcher, ReplicasLauncher):
+            super().validate_batch_is_legal(batch)

@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 
+from lorachains.train import main
+
 GRACE = 5.0
 """Seconds to end in order. Killed amid its work on a GPU, a process can take down others with which it shares the GPU
 through CUDA's multi-process service."""
@@ -22,6 +24,4 @@ def end_with_parent() -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     threading.Thread(target=end_with_parent, daemon=True).start()
-    from lorachains.train import main  # takes seconds, in which the parent can end
-
     main()
