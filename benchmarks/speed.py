@@ -77,7 +77,8 @@ def step(
     take_out(method)
     if best:
         for settings_of in ("best", "liger"):  # liger's kernels stay for the rest of the process
-            found[f"hf_{settings_of}"] = or_why(partial(hf, given, settings=settings_of, steps=min(steps, 60)))
+            measured = or_why(partial(hf, given, settings=settings_of, steps=min(steps, 60)))
+            found[f"hf_{settings_of}"] = _if_it_trains(measured, found["hf_default"]["loss"])
     figures = {side: {k: v for k, v in of.items() if k != "losses"} for side, of in found.items()}
     theirs_seconds = {s: of["step_seconds"] for s, of in found.items() if s != "ours" and "step_seconds" in of}
     ratios = {f"{side} / ours": s / found["ours"]["step_seconds"] for side, s in theirs_seconds.items()}
@@ -87,6 +88,14 @@ def step(
         "tokens": tokens, "mean of the first losses": means, "ratios": ratios, "flops_per_second": flops,
         "ceiling": ceiling, "of_ceiling": flops / ceiling if ceiling else None,
     }  # fmt: skip
+
+
+def _if_it_trains(measured: Figures, loss: float) -> Figures:
+    """What was measured of other settings, if their mean loss is that of the default ones: else it is no figure."""
+    found = measured.get("loss", loss)
+    if abs(found - loss) <= 0.02 * abs(loss):  # rounding, and texts in another order; False for NaN
+        return measured
+    return {"not_measured": f"the mean loss is {found:.4g}, with the default settings {loss:.4g}"}
 
 
 def side_by_side(

@@ -1,5 +1,5 @@
-"""Trainer's settings: its own ("default"), or those with which a competent user makes it fast ("best"), also with
-liger-kernel's kernels ("liger")."""
+"""Trainer's settings: its own ("default"), or those with which a competent user makes it fast ("best"), or with
+liger-kernel's kernels instead of compiled ones ("liger")."""
 
 from typing import Any
 
@@ -35,7 +35,8 @@ def arguments(settings: str, cuda: bool) -> dict[str, Any]:
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    return always | (_best(cuda) if is_best(settings) else {})
+    compiled = {"torch_compile": settings != "liger"}  # inside it liger-kernel 0.8.5 computes nonsense, losses of -1e34
+    return always | (_best(cuda) | compiled if is_best(settings) else {})
 
 
 def _best(cuda: bool) -> dict[str, Any]:
@@ -44,6 +45,6 @@ def _best(cuda: bool) -> dict[str, Any]:
         "tf32": True, "dataloader_pin_memory": True, "accelerator_config": {"non_blocking": True},
     }  # fmt: skip
     return {
-        "bf16": True, "optim": "adamw_torch_fused", "torch_compile": True, "train_sampling_strategy": "group_by_length",
+        "bf16": True, "optim": "adamw_torch_fused", "train_sampling_strategy": "group_by_length",
         "logging_nan_inf_filter": False,  # waits for the device in each step
     } | (on_cuda if cuda else {})  # fmt: skip

@@ -99,3 +99,11 @@ def test_one_line_says_what_is_wrong(pairs: list[str], says: str, monkeypatch: p
 def test_one_of_what_others_take_lists_of() -> None:
     given = command_line.arguments(["adapters=8", "rows=2"])
     assert command_line.fitting(serving, given) == {"name": "smollm2-135m", "adapters": 8, "rows": 2}
+
+
+@pytest.mark.parametrize("loss", [float("nan"), -1.2e34, 11.0])
+def test_settings_that_train_otherwise_are_no_figure(loss: float) -> None:
+    """As Trainer's with liger-kernel inside `torch_compile`."""
+    assert "the mean loss is" in speed._if_it_trains({"loss": loss, "step_seconds": 0.1}, 11.96)["not_measured"]
+    for fine in ({"loss": 11.91, "step_seconds": 0.1}, {"not_measured": "ImportError: none"}):
+        assert speed._if_it_trains(fine, 11.96) == fine
