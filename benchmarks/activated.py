@@ -29,7 +29,7 @@ from lorachains.answering.folder import BASE, ChainFile
 from lorachains.answering.prompts import prompts_of
 from lorachains.chain import Chain
 from lorachains.data.activation import ACTIVATED
-from lorachains.data.selector import SELECTOR
+from lorachains.data.tasks import SELECTOR
 from lorachains.errors import LorachainsError
 from lorachains.models import LanguageModel
 

@@ -26,7 +26,8 @@ from command_line import run
 from hydra.utils import instantiate
 from measuring import DEVICE, Figures, check_same, load, make, settings, take_out
 
-from lorachains.data import RunsDataModule, TaskDataModule
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.errors import LorachainsError
 from lorachains.jobs import Job, train_jobs
 from lorachains.methods import Lora

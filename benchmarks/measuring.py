@@ -21,7 +21,9 @@ from hydra.utils import instantiate
 from lorachains.batch import IGNORED, Tokens, pack
 from lorachains.chain import Chain
 from lorachains.config import conf_dir
-from lorachains.data import Example, RunsDataModule, Task, TaskDataModule
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
+from lorachains.data.tasks import Example, Task
 from lorachains.data.tokens import Encoded
 from lorachains.errors import LorachainsError
 from lorachains.jobs import stack

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 
-from lorachains.data import RunsDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.errors import LorachainsError
 from lorachains.methods import Lora, Method
 from lorachains.parallel import check_same, gathered, interleaved, writes

@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lorachains.config import conf_dir
-from lorachains.data import RunsDataModule, TaskDataModule
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.jobs import stack
 from lorachains.methods import Cola, Lora, Method
 from lorachains.models import LanguageModel, byte_tokenizer

@@ -8,7 +8,7 @@ from peft import LoraConfig
 from transformers import PreTrainedTokenizerFast
 
 from lorachains.corpus import check_adapted, prune_to, settle
-from lorachains.data import TaskDataModule
+from lorachains.data.module import TaskDataModule
 from lorachains.errors import LorachainsError
 from lorachains.inject import inject
 from lorachains.models import LanguageModel

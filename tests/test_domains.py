@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorachains.data import Example, Serving
-from lorachains.data.tokens import Encoded, collate_eval
+from lorachains.data.tasks import Example
+from lorachains.data.tokens import Encoded, Serving, collate_eval
 from lorachains.decisions import one_expert
 from lorachains.domains import DomainLosses, Routes, perplexities
 from lorachains.mixture_figures import draw_blocks, draw_heat_map

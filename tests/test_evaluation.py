@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lorachains.data import Example, Serving, Task
-from lorachains.data.tasks import matches
-from lorachains.data.tokens import collate_eval, encode_eval
+from lorachains.data.tasks import Example, Task, matches
+from lorachains.data.tokens import Serving, collate_eval, encode_eval
 from lorachains.evaluation import Prediction, candidate_losses, generate, generator, predict, score_of, summarise
 from lorachains.models import LanguageModel, byte_tokenizer
 from lorachains.scoring import answer_losses

@@ -16,7 +16,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from lorachains.batch import TokenBatch
 from lorachains.config import sweeps_dir
-from lorachains.data import RunsDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.filling import filled
 from lorachains.graphs import Replayed, decoder_layers, why_not
 from lorachains.jobs import stack

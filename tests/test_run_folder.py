@@ -132,7 +132,7 @@ def test_bad_settings_are_named(folder: RunFolder, content: bytes | None) -> Non
 
 def test_predictions_are_one_json_object_a_line(folder: RunFolder) -> None:
     rows = [Prediction("task", "file:1", "a\nb", "é", "\u2028", {"accuracy": 1.0}, 0.5, 2, [-0.5, -1.0])] * 2
-    folder.write_predictions(rows)
+    folder.write_predictions(row.row() for row in rows)
     lines = folder.predictions.read_text().removesuffix("\n").split("\n")
     assert [Prediction(**json.loads(line)) for line in lines] == rows
 

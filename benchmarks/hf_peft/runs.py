@@ -16,7 +16,7 @@ from hf_peft.batches import collator, columns
 from hf_peft.clock import Clock
 from hf_peft.training import Figures, fit
 from lorachains.batch import IGNORED
-from lorachains.data import TaskDataModule
+from lorachains.data.module import TaskDataModule
 from lorachains.data.tokens import Encoded, encode_eval, encode_train
 from lorachains.errors import LorachainsError
 from lorachains.models import LanguageModel

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorachains.data.rows import read_file
-from lorachains.data.selector import SELECTOR
+from lorachains.data.tasks import SELECTOR
 from lorachains.errors import LorachainsError
 
 

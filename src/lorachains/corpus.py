@@ -12,9 +12,9 @@ import torch
 
 from lorachains.bank import LoraBank
 from lorachains.batch import Tokens
-from lorachains.data import Serving, TaskDataModule
 from lorachains.data.loaders import SPLITS
-from lorachains.data.tokens import collate_train, padding_token
+from lorachains.data.module import TaskDataModule
+from lorachains.data.tokens import Serving, collate_train, padding_token
 from lorachains.errors import LorachainsError
 from lorachains.models import LanguageModel, prune
 from lorachains.scoring import answer_losses

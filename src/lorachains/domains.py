@@ -7,7 +7,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from lorachains.data import EvalBatch
+from lorachains.data.tokens import EvalBatch
 from lorachains.decisions import agreement, one_expert
 from lorachains.selection.report import Confusion
 

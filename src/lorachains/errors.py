@@ -12,3 +12,9 @@ def check_switch(key: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise LorachainsError(f"{key} is {value!r}: give true or false")
+
+
+def check_positive(key: str, value: object) -> None:
+    """Raises `LorachainsError` where a setting is no whole number above 0."""
+    if type(value) is not int or value <= 0:
+        raise LorachainsError(f"{key} is {value!r}: give a whole number above 0")

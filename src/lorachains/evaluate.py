@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
-from lorachains.data import RunsDataModule, TaskDataModule
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import summarise
 from lorachains.jobs import Job, loaded, stack
@@ -45,7 +46,7 @@ def evaluate(cfg: DictConfig) -> None:
     metrics = {f"{cfg.split}/{key.removeprefix('test/')}": value for key, value in found.items()}
     print(json.dumps(metrics, indent=2))
     if output:
-        output.write_predictions(predictions)
+        output.write_predictions(prediction.row() for prediction in predictions)
         output.write_metrics(metrics)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lorachains.batch import TokenBatch
-from lorachains.data import EvalBatch, Task
-from lorachains.data.tokens import Encoded, padding_token
+from lorachains.data.tasks import Task
+from lorachains.data.tokens import Encoded, EvalBatch, padding_token
 from lorachains.generation import Generator
 from lorachains.models import LanguageModel
 from lorachains.scoring import mean_per_group

@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lorachains.data import TaskDataModule
+from lorachains.data.module import TaskDataModule
 from lorachains.errors import LorachainsError
 
 log = logging.getLogger(__name__)

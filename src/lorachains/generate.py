@@ -15,9 +15,8 @@ from lorachains.answering.engine import Answerer
 from lorachains.answering.replies import Answered
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
-from lorachains.data.protocol import positive
 from lorachains.data.rows import read_file
-from lorachains.errors import LorachainsError, check_switch
+from lorachains.errors import LorachainsError, check_positive, check_switch
 from lorachains.generation import Sampling
 
 
@@ -52,7 +51,7 @@ def answers(chain: Answerer, texts: Sequence[str], cfg: DictConfig) -> Iterator[
     if cfg.answers not in ("best", "all"):
         raise LorachainsError(f"answers is {cfg.answers!r}: choose best or all")
     for key in ("max_new_tokens", "batch_size", "top_k"):
-        positive(key, cfg[key])
+        check_positive(key, cfg[key])
     sampling = None if cfg.sampling is None else _sampling(cfg, len(texts))
     found = chain.stream(texts, cfg.max_new_tokens, cfg.top_k, cfg.batch_size, sampling)
     yield from (_line(text, answer, cfg.answers == "all") for text, answer in zip(texts, found, strict=True))

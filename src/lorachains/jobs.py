@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from lorachains.beginnings import check_apart, check_start
 from lorachains.cli import settings_of
 from lorachains.corpus import check_adapted, prune_to, settle
-from lorachains.data import RunsDataModule, TaskDataModule
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.errors import LorachainsError
 from lorachains.forks import fork, forks
 from lorachains.grouping import ties_none

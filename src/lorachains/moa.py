@@ -14,8 +14,7 @@ from omegaconf import DictConfig
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
 from lorachains.data.instructions import check_label
-from lorachains.data.protocol import positive
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_positive
 from lorachains.mixture_format import read_routers, write_card
 from lorachains.models import LanguageModel
 from lorachains.of_run import split_arguments, take_from_run
@@ -72,7 +71,7 @@ def check(command: str, cfg: DictConfig, folder: Path) -> list[str]:
         raise LorachainsError(f"name={cfg.name} is {there} among the mixture's experts: {', '.join(names)}")
     if cfg.split not in ("val", "test"):
         raise LorachainsError(f"split is {cfg.split!r}: choose val or test")
-    positive("rows", cfg.rows)
+    check_positive("rows", cfg.rows)
     if output.exists():
         raise LorachainsError(f"output={output} is there already: give a folder that is not")
     if output.resolve().is_relative_to(folder.resolve()):

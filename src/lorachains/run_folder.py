@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from lorachains.errors import LorachainsError
-from lorachains.evaluation import Prediction
 
 log = logging.getLogger(__name__)
 
@@ -175,9 +173,9 @@ class RunFolder:
             raise LorachainsError(f"{self.config} holds no settings: copy the run's folder again")
         return settings
 
-    def write_predictions(self, predictions: Iterable[Prediction]) -> None:
+    def write_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         """Writes the test set's predictions, a JSON object a line."""
-        write_whole(self.predictions, "".join(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in predictions))
+        write_whole(self.predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions))
 
     def write_knots(self, links: Iterable[Mapping[str, Any]]) -> None:
         """Writes what is told of the links of a chain, a JSON object a line."""
@@ -203,6 +201,8 @@ def resumable(checkpoint: Path) -> Path | None:
 
 
 def _check_readable(checkpoint: Path) -> None:
+    import torch  # not at the top: who reads a finished run's folder needs no PyTorch
+
     try:
         with zipfile.ZipFile(checkpoint) as parts:
             if damaged := parts.testzip():  # torch.load doesn't look at the checksums

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lorachains.callbacks.checkpoint import LastCheckpoint
 from lorachains.callbacks.flops import FlopsCount
 from lorachains.callbacks.progress import Progress, Throughput
-from lorachains.data import RunsDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.data.statistics import token_counts, told
 from lorachains.evaluation import summarise
 from lorachains.memory import peak_memory
@@ -100,7 +100,7 @@ class Session:
     def _save(self, run: int, folder: RunFolder) -> dict[str, float]:
         """Writes a run's predictions and what it has learned; returns the validation metrics at the best epochs too."""
         if writes():
-            folder.write_predictions(self.method.predictions["test"][run])
+            folder.write_predictions(prediction.row() for prediction in self.method.predictions["test"][run])
         names, metrics = self.method.names, self.method.save(run, folder)
         if size := folder.adapter_bytes:
             metrics["adapter/bytes"] = size

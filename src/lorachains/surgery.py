@@ -17,8 +17,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorachains.data import TaskDataModule
 from lorachains.data.instructions import check_label
+from lorachains.data.module import TaskDataModule
 from lorachains.data.tokens import Encoded, padding_token, prompt_of
 from lorachains.domains import perplexities
 from lorachains.errors import LorachainsError

@@ -79,3 +79,9 @@ def test_the_jobs_of_a_grid_are_composed_once(train: Train, monkeypatch: pytest.
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
     assert train("-m", "hydra/launcher=replicas", "seed=0,1,2").code == 0
     assert len(composed) == 1  # the others are its copies, with numbers of their own
+
+
+@pytest.mark.parametrize("command", ["report", "human"])
+def test_what_reads_finished_runs_needs_no_torch(command: str) -> None:
+    said = f"import sys, lorachains.{command}.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", said], check=True)

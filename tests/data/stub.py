@@ -5,8 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lorachains.data import Example, Task, TaskDataModule
+from lorachains.data.module import TaskDataModule
 from lorachains.data.protocol import Sizes, Splits, draw
+from lorachains.data.tasks import Example, Task
 
 
 def examples(n: int, *, name: str = "stub", candidates: tuple[str, ...] = (" yes", " no")) -> list[Example]:

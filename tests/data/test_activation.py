@@ -5,8 +5,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lorachains.data.activation import check_activated, invocation, shared_part
-from lorachains.data.selector import SELECTOR, Question
-from lorachains.data.tasks import Example
+from lorachains.data.selector import Question
+from lorachains.data.tasks import SELECTOR, Example
 from lorachains.data.tokens import encode_train, prompt_tokens
 from lorachains.errors import LorachainsError
 

@@ -6,8 +6,8 @@ from itertools import permutations
 import pytest
 from torchmetrics.functional.text import squad
 
-from lorachains.data import Example
 from lorachains.data.answers import DROP, SQUAD
+from lorachains.data.tasks import Example
 
 _WORDS = [
     "the",

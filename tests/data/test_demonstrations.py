@@ -3,8 +3,9 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lorachains.data import Example, TaskDataModule
 from lorachains.data.demonstrations import SEPARATOR, demonstrated, draw_demonstrations, with_demonstrations
+from lorachains.data.module import TaskDataModule
+from lorachains.data.tasks import Example
 from lorachains.errors import LorachainsError
 
 from .stub import stub_module

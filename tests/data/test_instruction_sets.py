@@ -10,9 +10,9 @@ from datasets import Dataset
 from hydra import compose, initialize_config_dir
 
 from lorachains.config import conf_dir
-from lorachains.data import TaskDataModule
 from lorachains.data.hub import HubSet
 from lorachains.data.instruction_sets import FIREFLY
+from lorachains.data.module import TaskDataModule
 from lorachains.data.statistics import token_counts
 from lorachains.data.tokens import NO_TASK
 from lorachains.errors import LorachainsError

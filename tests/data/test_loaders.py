@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from lorachains.batch import TokenBatch, Tokens
-from lorachains.data import EvalBatch, RunsDataModule, Serving, TaskDataModule
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.data.streams import ALL, Share, TrainLoader
+from lorachains.data.tokens import EvalBatch, Serving
 from lorachains.errors import LorachainsError
 from lorachains.models import byte_tokenizer
 from tests.batches import rebuilt

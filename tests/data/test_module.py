@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from lorachains.config import conf_dir
-from lorachains.data import TaskDataModule
+from lorachains.data.module import TaskDataModule
 from lorachains.errors import LorachainsError
 from lorachains.models import byte_tokenizer
 from tests.batches import rebuilt

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from torchmetrics.functional.text import rouge_score
 
-from lorachains.data import Example
 from lorachains.data.overlap import bleu, rouge_l, tokens
+from lorachains.data.tasks import Example
 
 
 def _scored(prediction: str, *references: str) -> float:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lorachains.batch import TokenBatch
-from lorachains.data import EvalBatch
+from lorachains.data.tokens import EvalBatch
 from lorachains.models import byte_tokenizer
 
 from .stub import stub_module

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lorachains.data import Task
 from lorachains.data.selector import Decoys, Question, selector_rows, selector_task
+from lorachains.data.tasks import Task
 from lorachains.errors import LorachainsError
 from tests.data.stub import stub_module
 

@@ -1,7 +1,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lorachains.data import Example
+from lorachains.data.tasks import Example
 from lorachains.data.templates import template
 from lorachains.data.tokens import encode_eval, encode_train
 from lorachains.errors import LorachainsError

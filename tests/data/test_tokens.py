@@ -5,8 +5,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from lorachains.batch import IGNORED
-from lorachains.data import Example, Serving
+from lorachains.data.tasks import Example
 from lorachains.data.tokens import (
+    Serving,
     collate_eval,
     collate_train,
     encode_eval,

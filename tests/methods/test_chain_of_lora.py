@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lorachains.data import RunsDataModule, TaskDataModule
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.errors import LorachainsError
 from lorachains.jobs import Job, train_jobs
 from lorachains.methods import ChainOfLora, routed_answers

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, get_linear_schedule_with_warmup
 
-from lorachains.data import Serving
+from lorachains.data.tokens import Serving
 from lorachains.errors import LorachainsError
 from lorachains.methods import Full
 from lorachains.packing import packs

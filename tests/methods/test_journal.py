@@ -7,7 +7,8 @@ from typing import Any
 import lightning as L
 import pytest
 
-from lorachains.data import RunsDataModule, TaskDataModule
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
 from tests.runs import DIVERGING, Log, fit, language_model, make_data, make_method, run, side_by_side
 
 Row = tuple[int | None, dict[str, float]]

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from lorachains.batch import IGNORED, Tokens, pack
 from lorachains.chain import Chain
-from lorachains.data import Serving, TaskDataModule
+from lorachains.data.module import TaskDataModule
 from lorachains.data.streams import TrainLoader
-from lorachains.data.tokens import collate_train
+from lorachains.data.tokens import Serving, collate_train
 from lorachains.errors import LorachainsError
 from lorachains.packing import packs
 from lorachains.routing import HardRoute

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from lorachains.bank import bare
 from lorachains.batch import TokenBatch, Tokens, pack
-from lorachains.data import RunsDataModule, Serving, TaskDataModule
-from lorachains.data.tokens import NO_TASK, encode_train
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
+from lorachains.data.tokens import NO_TASK, Serving, encode_train
 from lorachains.decisions import hard_weights, soft_weights, straight_through
 from lorachains.errors import LorachainsError
 from lorachains.methods import Moa

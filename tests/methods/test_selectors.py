@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lorachains.data import RunsDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.errors import LorachainsError
 from lorachains.jobs import Job, train_jobs
 from lorachains.methods import ChainOfLora, Full, Lora

@@ -21,7 +21,7 @@ from lorachains.answering.replies import Answered, Choice, Reply, answering, bes
 from lorachains.answering.selectors import Selector, choices
 from lorachains.batch import IGNORED, TokenBatch, Tokens, pack
 from lorachains.chain import Chain
-from lorachains.data.selector import SELECTOR
+from lorachains.data.tasks import SELECTOR
 from lorachains.data.tokens import padding_token
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generator

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lorachains.data.selector import SELECTOR, Question
+from lorachains.data.selector import Question
+from lorachains.data.tasks import SELECTOR
 from lorachains.errors import LorachainsError
 from lorachains.peft_format import read_config
 

@@ -25,7 +25,8 @@ from lorachains.answering.selectors import Classifier, Selector
 from lorachains.chain import Chain
 from lorachains.data import templates
 from lorachains.data.activation import invocation
-from lorachains.data.selector import INSTRUCTION, SELECTOR
+from lorachains.data.selector import INSTRUCTION
+from lorachains.data.tasks import SELECTOR
 from lorachains.errors import LorachainsError
 from lorachains.inject import scaling
 from lorachains.mixture_format import ABOUT, read_routers

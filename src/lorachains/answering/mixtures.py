@@ -15,10 +15,9 @@ from lorachains.answering.engine import Answerer, parts
 from lorachains.answering.prompts import Prompts
 from lorachains.answering.replies import Choice, Route, check_texts
 from lorachains.batch import Tokens
-from lorachains.data.protocol import positive
 from lorachains.data.tokens import padding_token
 from lorachains.decisions import one_expert
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_positive
 from lorachains.generation import Sampling
 from lorachains.mixture_format import attach_mixture
 from lorachains.models import LanguageModel
@@ -59,7 +58,7 @@ class MixtureAnswerer(Answerer):
             LorachainsError: so many make no sense, or several are to answer, but none answers alone.
         """
         check_texts(texts)
-        positive("top_k", k)
+        check_positive("top_k", k)
         if not self.alone and k != 1:
             raise LorachainsError(f"top_k is {k}, but here all experts answer together: set top_k=1, or decision=vote")
         if self.about.by_token:

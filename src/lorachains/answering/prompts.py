@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from lorachains.answering.folder import BASE, ChainFile
 from lorachains.batch import IGNORED, Tokens
 from lorachains.data.activation import is_activated, shared_part
-from lorachains.data.selector import INSTRUCTION, SELECTOR
+from lorachains.data.selector import INSTRUCTION
+from lorachains.data.tasks import SELECTOR
 from lorachains.data.tokens import prompt_tokens
 from lorachains.errors import LorachainsError
 

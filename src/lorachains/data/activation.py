@@ -10,7 +10,8 @@ The two parts are tokenised apart: no token is merged over the joint, whatever t
 
 from transformers import PreTrainedTokenizerBase
 
-from lorachains.data.selector import INSTRUCTION, SELECTOR, Question
+from lorachains.data.selector import INSTRUCTION, Question
+from lorachains.data.tasks import SELECTOR
 from lorachains.data.tokens import prompt_tokens
 from lorachains.errors import LorachainsError
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from lorachains.batch import IGNORED, Tokens
-from lorachains.data.selector import INSTRUCTION, SELECTOR, Decoys, Question
-from lorachains.data.tasks import Example
+from lorachains.data.selector import INSTRUCTION, Decoys, Question
+from lorachains.data.tasks import SELECTOR, Example
 from lorachains.data.tokens import Encoded
 
 log = logging.getLogger(__name__)

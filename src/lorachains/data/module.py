@@ -9,12 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lorachains.data.batching import EpochBatches
 from lorachains.data.mixing import Mixture
-from lorachains.data.protocol import Sizes, Source, Splits, positive
+from lorachains.data.protocol import Sizes, Source, Splits
 from lorachains.data.runs import Served
 from lorachains.data.streams import Beside, Since, Stream
 from lorachains.data.tasks import Task
 from lorachains.data.tokens import NO_TASK, Encoded, Serving, encode_eval, encode_train
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_positive
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +63,14 @@ class TaskDataModule(Served):
         mix: str = "rows",
     ) -> None:
         super().__init__()
-        positive("data.batch_size", batch_size)
-        positive("data.max_length", max_length)
-        positive("data.max_new_tokens", max_new_tokens)
+        check_positive("data.batch_size", batch_size)
+        check_positive("data.max_length", max_length)
+        check_positive("data.max_new_tokens", max_new_tokens)
         for key, value in {"data.seed": seed, "data.order_seed": order_seed}.items():
             if type(value) is not int:
                 raise LorachainsError(f"{key} is {value!r}: give a whole number")
         if eval_batch_size is not None:
-            positive("data.eval_batch_size", eval_batch_size)
+            check_positive("data.eval_batch_size", eval_batch_size)
         if long_answers not in ("refuse", "drop"):
             raise LorachainsError(f"data.long_answers is {long_answers!r}: choose refuse or drop")
         self.tokenizer = tokenizer

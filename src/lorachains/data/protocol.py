@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from lorachains.data.tasks import Example, Task
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_positive
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            positive(f"data.{field.name}_size", getattr(self, field.name))
+            check_positive(f"data.{field.name}_size", getattr(self, field.name))
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,6 @@ class Source(Protocol):
     def load(self, name: str, sizes: Sizes, seed: int) -> tuple[Task, Splits]:
         """The task `name` and its rows, the same ones for the same `seed`. Raises `LorachainsError` if unknown."""
         ...
-
-
-def positive(key: str, value: object) -> None:
-    """Raises `LorachainsError` where the config value is no positive whole number."""
-    if type(value) is not int or value <= 0:
-        raise LorachainsError(f"{key} is {value!r}: give a whole number above 0")
 
 
 def draw(

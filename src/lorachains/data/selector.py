@@ -16,12 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lorachains.batch import Tokens
 from lorachains.data.module import TaskDataModule
-from lorachains.data.tasks import Example, Task
+from lorachains.data.tasks import SELECTOR, Example, Task
 from lorachains.data.tokens import Encoded, encode_train
 from lorachains.errors import LorachainsError
 
-SELECTOR = "selector"
-"""The name of the task-selection LoRA, the paper's P."""
 AT_ONCE = 64
 """So many instructions are tokenised together."""
 

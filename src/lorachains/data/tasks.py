@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from lorachains.data.rows import Row
 
+SELECTOR = "selector"
+"""The name of the task-selection LoRA, the paper's P."""
+
 
 @dataclass(frozen=True)
 class Example:

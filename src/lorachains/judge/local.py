@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from lorachains.data.protocol import positive
+from lorachains.errors import check_positive
 from lorachains.evaluation import generate, generator
 from lorachains.judge.rating import Reply
 from lorachains.models import LanguageModel, fingerprint
@@ -22,8 +22,8 @@ class LocalModel:
     """
 
     def __init__(self, base: LanguageModel, max_new_tokens: int, batch_size: int) -> None:
-        positive("local.max_new_tokens", max_new_tokens)
-        positive("local.batch_size", batch_size)
+        check_positive("local.max_new_tokens", max_new_tokens)
+        check_positive("local.batch_size", batch_size)
         self._base, self._max_new_tokens, self._batch_size = base, max_new_tokens, batch_size
         self._model = base.model.eval()
         self._continue = generator(base, graphs=self._model.device.type == "cuda")

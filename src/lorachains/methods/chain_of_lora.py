@@ -18,13 +18,14 @@ from peft import LoraConfig
 
 from lorachains.answering.folder import BASE, ChainFile, check_invoked, check_settings, read_chain
 from lorachains.answering.prompts import prompts_of
-from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.data.activation import check_activated, invocation, shared_part
 from lorachains.data.loaders import SPLITS
-from lorachains.data.protocol import positive
-from lorachains.data.selector import SELECTOR, Decoys, RowsOnce, selector_rows, selector_task
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
+from lorachains.data.selector import Decoys, RowsOnce, selector_rows, selector_task
+from lorachains.data.tasks import SELECTOR
 from lorachains.data.tokens import Encoded, encode_eval, encode_train
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_positive
 from lorachains.inject import scaling
 from lorachains.methods.lora import Lora
 from lorachains.methods.routed_answers import routed_metrics
@@ -71,7 +72,7 @@ class ChainOfLora(Lora):
         check_settings(selection, threshold, fallback, names, "method.")
         check_activated(activated, task_prompt)
         if selector_batch_size is not None:
-            positive("method.selector_batch_size", selector_batch_size)
+            check_positive("method.selector_batch_size", selector_batch_size)
         if selector_lr is not None:
             optims = [optim] if isinstance(optim, Optim) else optim
             optim = [_with_selectors(recipe, selector_lr, len(names)) for recipe in optims]

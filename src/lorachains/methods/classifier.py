@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorachains.batch import TokenBatch
-from lorachains.data import EvalBatch, RunsDataModule, TaskDataModule
 from lorachains.data.classifier import classifier_rows
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
 from lorachains.data.selector import Decoys
-from lorachains.data.tokens import Encoded
+from lorachains.data.tokens import Encoded, EvalBatch
 from lorachains.evaluation import candidate_losses
 from lorachains.methods.full import Full
 from lorachains.methods.selectors import Selecting

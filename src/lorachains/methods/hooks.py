@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorachains.batch import TokenBatch
-from lorachains.data import EvalBatch, RunsDataModule, Serving
+from lorachains.data.runs import RunsDataModule
+from lorachains.data.tokens import EvalBatch, Serving
 from lorachains.run_folder import RunFolder
 
 if TYPE_CHECKING:

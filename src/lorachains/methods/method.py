@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from lorachains.callbacks.best import BestEpoch
-from lorachains.data import EvalBatch, RunsDataModule, Serving
+from lorachains.data.runs import RunsDataModule
 from lorachains.data.streams import Share
+from lorachains.data.tokens import EvalBatch, Serving
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction, predict, summarise
 from lorachains.methods.hooks import Hooks

@@ -49,11 +49,9 @@ from torch import Tensor
 
 from lorachains.base_reader import OtherTexts
 from lorachains.batch import TokenBatch
-from lorachains.data import EvalBatch
-from lorachains.data.protocol import positive
-from lorachains.data.tokens import NO_TASK, Encoded, collate_eval, padding_token, prompt_of
+from lorachains.data.tokens import NO_TASK, Encoded, EvalBatch, collate_eval, padding_token, prompt_of
 from lorachains.domains import DomainLosses, Routes, perplexities
-from lorachains.errors import LorachainsError, check_switch
+from lorachains.errors import LorachainsError, check_positive, check_switch
 from lorachains.evaluation import score_of
 from lorachains.methods.continued import LoraContinued
 from lorachains.methods.lora import Lora
@@ -108,7 +106,7 @@ class Moa(LoraContinued, Routed):
         self.router_batch_size = router_batch_size
         self._others: OtherTexts | None = None
         if router_batch_size is not None:
-            positive("method.router_batch_size", router_batch_size)
+            check_positive("method.router_batch_size", router_batch_size)
         check_switch("method.heat_map", heat_map)
         if route != "label":
             check_not_recomputed(self.model, f"method.route={route}")

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lorachains.batch import TokenBatch
-from lorachains.data import EvalBatch, Serving
+from lorachains.data.tokens import EvalBatch, Serving
 from lorachains.decisions import soft_weights
 from lorachains.errors import LorachainsError
 from lorachains.methods.routed import Routed, check_not_recomputed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorachains.batch import BLOCK, TokenBatch
-from lorachains.data import EvalBatch
+from lorachains.data.tokens import EvalBatch
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generate, generator
 from lorachains.filling import Sizes, filled

@@ -18,7 +18,7 @@ import torch
 from lorachains.answering.folder import BASE, ChainFile
 from lorachains.answering.prompts import prompts_of
 from lorachains.batch import pack
-from lorachains.data.selector import SELECTOR
+from lorachains.data.tasks import SELECTOR
 from lorachains.data.tokens import Encoded, padding_token
 from lorachains.evaluation import Prediction, candidate_losses
 from lorachains.methods.selectors import generated_choices, scores_of

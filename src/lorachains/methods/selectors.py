@@ -18,9 +18,11 @@ from torch import Tensor
 from lorachains.answering.folder import SelectorFile
 from lorachains.answering.generated import generated_names
 from lorachains.batch import Tokens
-from lorachains.data import RunsDataModule, TaskDataModule
 from lorachains.data.loaders import SPLITS
-from lorachains.data.selector import SELECTOR, Decoys, Question, RowsOnce, selector_rows, selector_task
+from lorachains.data.module import TaskDataModule
+from lorachains.data.runs import RunsDataModule
+from lorachains.data.selector import Decoys, Question, RowsOnce, selector_rows, selector_task
+from lorachains.data.tasks import SELECTOR
 from lorachains.data.tokens import Encoded, prompt_tokens
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import Prediction

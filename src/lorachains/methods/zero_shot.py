@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Sequence
 
-from lorachains.data import RunsDataModule
 from lorachains.data.demonstrations import check_number, demonstrated
+from lorachains.data.runs import RunsDataModule
 from lorachains.errors import LorachainsError
 from lorachains.methods.method import Method
 from lorachains.models import LanguageModel

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lorachains.data.selector import SELECTOR
+from lorachains.data.tasks import SELECTOR
 from lorachains.errors import LorachainsError
 from lorachains.run_folder import ELSEWHERE, RunFolder, flat
 

@@ -16,8 +16,7 @@ from rich.console import Console
 
 from lorachains.cli import one_line_errors
 from lorachains.config import conf_dir
-from lorachains.data.protocol import positive
-from lorachains.errors import LorachainsError
+from lorachains.errors import LorachainsError, check_positive
 from lorachains.report.assembly import write_report
 from lorachains.reproduce import sweeps, wandb_sweep
 from lorachains.reproduce.overview import Overview
@@ -76,7 +75,7 @@ def check(cfg: DictConfig) -> None:
     except HydraException:
         raise LorachainsError(f"launcher is {cfg.launcher!r}: give one of Hydra's, as replicas or basic") from None
     for key in ("workers",) if cfg.group_size is None else ("workers", "group_size"):
-        positive(key, cfg[key])
+        check_positive(key, cfg[key])
     if cfg.group_size is not None and cfg.launcher != "replicas":
         raise LorachainsError(
             f"group_size is {cfg.group_size}, but launcher={cfg.launcher} has no groups: leave it out"
