@@ -10,23 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import hydra
-import torch
-from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig
 
-from lorachains.cli import one_line_errors
+from lorachains.cli import one_line_errors, quick_imports
 from lorachains.config import conf_dir
-from lorachains.data.module import TaskDataModule
-from lorachains.data.runs import RunsDataModule
 from lorachains.errors import LorachainsError
-from lorachains.evaluation import summarise
-from lorachains.jobs import Job, loaded, stack
-from lorachains.loading import attach_adapter
-from lorachains.methods import Method
-from lorachains.of_run import SECTIONS, split_arguments, take_from_run
-from lorachains.peft_format import CONFIG, read_config
 from lorachains.run_folder import RunFolder
-from lorachains.trainer import Trainer
+
+with quick_imports():
+    import torch
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    from lorachains.data.module import TaskDataModule
+    from lorachains.data.runs import RunsDataModule
+    from lorachains.evaluation import summarise
+    from lorachains.jobs import Job, loaded, stack
+    from lorachains.loading import attach_adapter
+    from lorachains.methods import Method
+    from lorachains.of_run import SECTIONS, split_arguments, take_from_run
+    from lorachains.peft_format import CONFIG, read_config
+    from lorachains.trainer import Trainer
 
 
 def evaluate(cfg: DictConfig) -> None:

@@ -11,13 +11,15 @@ import hydra
 from omegaconf import DictConfig
 
 import lorachains
-from lorachains.answering.engine import Answerer
-from lorachains.answering.replies import Answered
-from lorachains.cli import one_line_errors
+from lorachains.cli import one_line_errors, quick_imports
 from lorachains.config import conf_dir
 from lorachains.data.rows import read_file
 from lorachains.errors import LorachainsError, check_positive, check_switch
-from lorachains.generation import Sampling
+
+with quick_imports():
+    from lorachains.answering.engine import Answerer
+    from lorachains.answering.replies import Answered
+    from lorachains.generation import Sampling
 
 
 def main() -> None:

@@ -14,17 +14,19 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lorachains.cli import one_line_errors
+from lorachains.cli import one_line_errors, quick_imports
 from lorachains.config import conf_dir
 from lorachains.errors import LorachainsError
-from lorachains.exported import ExportedChain
-from lorachains.full_model import merge_in_memory
-from lorachains.models import fingerprint, safetensors_folder
-from lorachains.models.language_model import torch_dtype
-from lorachains.of_run import split_arguments, take_from_run
-from lorachains.peft_format import check_base, read_adapter, write_adapter
 from lorachains.run_folder import RunFolder
-from lorachains.shards import Shards
+
+with quick_imports():
+    from lorachains.exported import ExportedChain
+    from lorachains.full_model import merge_in_memory
+    from lorachains.models import fingerprint, safetensors_folder
+    from lorachains.models.language_model import torch_dtype
+    from lorachains.of_run import split_arguments, take_from_run
+    from lorachains.peft_format import check_base, read_adapter, write_adapter
+    from lorachains.shards import Shards
 
 log = logging.getLogger(__name__)
 

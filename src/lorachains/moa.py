@@ -7,19 +7,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import hydra
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lorachains.cli import one_line_errors
+from lorachains.cli import one_line_errors, quick_imports
 from lorachains.config import conf_dir
-from lorachains.data.instructions import check_label
 from lorachains.errors import LorachainsError, check_positive
-from lorachains.mixture_format import read_routers, write_card
-from lorachains.models import LanguageModel
-from lorachains.of_run import split_arguments, take_from_run
 from lorachains.run_folder import RunFolder
-from lorachains.surgery import check_domains, fit_expert, judged, put_in, table, take_out
+
+with quick_imports():
+    import torch
+
+    from lorachains.data.instructions import check_label
+    from lorachains.mixture_format import read_routers, write_card
+    from lorachains.models import LanguageModel
+    from lorachains.of_run import split_arguments, take_from_run
+    from lorachains.surgery import check_domains, fit_expert, judged, put_in, table, take_out
 
 COMMANDS = ("add", "remove", "replace")
 

@@ -12,9 +12,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lorachains.cli import one_line_errors
+from lorachains.cli import one_line_errors, quick_imports
 from lorachains.config import conf_dir
-from lorachains.data.statistics import TokenCounts, token_counts
+
+with quick_imports():
+    from lorachains.data.statistics import TokenCounts, token_counts
 
 
 def table(counts: Sequence[TokenCounts]) -> Table:
