@@ -2,13 +2,16 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
 from omegaconf import DictConfig
 
 from lorachains.cli import check_settings, one_line_errors, quick_imports, settings_of
 from lorachains.config import conf_dir
+from lorachains.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -17,14 +20,15 @@ log = logging.getLogger(__name__)
 @one_line_errors
 def main(cfg: DictConfig) -> None:
     """One run, from the config to `metrics.json`."""
-    with quick_imports():  # not at the top: a wrong setting, or `--cfg job`, needn't wait for them
-        from lorachains.jobs import Job, train_jobs
-        from lorachains.run_folder import RunFolder
     check_settings(cfg)
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    hydra_cfg: Any = HydraConfig.get()  # typed as its dataclasses, but it is OmegaConf's nodes
+    folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
     if cfg.resume and folder.finished(settings_of(cfg)):
         log.info("%s is finished: nothing to resume", folder.path)
         return
+    with quick_imports():  # not at the top: a wrong setting, or `--cfg job`, needn't wait for them
+        from lorachains.jobs import Job, train_jobs
+    configure_log(hydra_cfg.job_logging, hydra_cfg.verbose)  # once more: Lightning's import sets levels of its own
     (outcome,) = train_jobs([Job(cfg, folder)])
     if isinstance(outcome, Exception):
         raise outcome

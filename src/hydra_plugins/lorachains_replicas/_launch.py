@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.errors import CompactHydraException
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from hydra_plugins.lorachains_replicas._cluster import Cluster
 from hydra_plugins.lorachains_replicas._jobs import Ready, failure, prepare, train_group
-from lorachains.composing import Compositions
 from lorachains.errors import LorachainsError
 from lorachains.grouping import differing, group, told, trunk, why_alone, why_apart
 from lorachains.jobs import GROUPS, checkpoint_of
@@ -27,8 +26,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def launch(launcher: "ReplicasLauncher", job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+def launch(
+    launcher: "ReplicasLauncher", job_overrides: Sequence[Sequence[str]], configs: Sequence[DictConfig], first: int
+) -> list[JobReturn]:
     """Prepares the jobs, numbered from `first`, trains them in groups, and says what became of each, in their order.
+
+    Args:
+        configs: what Hydra composes of each job's overrides.
 
     Raises:
         CompactHydraException: the launcher's own settings are wrong.
@@ -38,8 +42,8 @@ def launch(launcher: "ReplicasLauncher", job_overrides: Sequence[Sequence[str]],
     try:
         train = _trainer(launcher)
         log.info("Launching %d jobs", len(job_overrides))
-        configs = Compositions(partial(launcher.hydra_context.config_loader.load_sweep_config, launcher.config))
-        returns = {i: _prepared(launcher, configs, overrides, i) for i, overrides in enumerate(job_overrides, first)}
+        jobs_given = zip(job_overrides, configs, strict=True)
+        returns = {i: _prepared(launcher, *given, i) for i, given in enumerate(jobs_given, first)}
         to_train = _to_be_trained(returns)
         groups = _grouped(to_train, launcher.group_size)
         groups = groups if launcher.submitit else _grafted(groups)
@@ -81,10 +85,9 @@ def _trainer(launcher: "ReplicasLauncher") -> Callable[[Sequence[Sequence[Ready]
     return partial(map, train_group)
 
 
-def _prepared(launcher: "ReplicasLauncher", configs: Compositions, overrides: Sequence[str], number: int) -> JobReturn:
+def _prepared(launcher: "ReplicasLauncher", overrides: Sequence[str], config: DictConfig, number: int) -> JobReturn:
     """The job's folder and config, made by Hydra as for a job that runs alone; a `Ready` if it is to be trained."""
     log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
-    config = configs.config(overrides)
     with open_dict(config):
         config.hydra.job.id = config.hydra.job.num = number
     try:

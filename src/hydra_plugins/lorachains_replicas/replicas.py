@@ -8,6 +8,7 @@ Hydra imports this module at each start, of other programs too: so nothing heavy
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
@@ -59,13 +60,19 @@ class ReplicasLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Prepares all jobs, then trains them group after group: what became of each, in the jobs' order."""
-        from lorachains.cli import quick_imports
+        """Prepares all jobs, then trains them group after group: what became of each, in the jobs' order.
 
+        Raises what Hydra raises for a job that can't be composed.
+        """
+        from lorachains.cli import quick_imports
+        from lorachains.composing import Compositions
+
+        compose = Compositions(partial(self.hydra_context.config_loader.load_sweep_config, self.config))
+        configs = [compose.config(overrides) for overrides in job_overrides]  # all, before the first leaves a folder
         with quick_imports():
             from hydra_plugins.lorachains_replicas._launch import launch
 
-        return launch(self, job_overrides, initial_job_idx)
+        return launch(self, job_overrides, configs, initial_job_idx)
 
 
 class ProductSweeper(BasicSweeper):

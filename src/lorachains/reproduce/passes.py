@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from lorachains.composing import quoted
 from lorachains.reproduce.runs import Run
 from lorachains.run_folder import write_whole
@@ -55,6 +53,8 @@ class Launch:
         """That of one worker's processes: several share the machine."""
         own = dict(os.environ)
         if self.workers > 1:
+            import torch  # not at the top: where nothing is missing, nothing needs it
+
             for threads in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
                 own.setdefault(threads, str(max(1, (os.cpu_count() or 1) // self.workers)))
             visible = own.get("CUDA_VISIBLE_DEVICES", "").split(",")
