@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lorachains.batch import TokenBatch, Tokens
+from lorachains.data import streams
 from lorachains.data.module import TaskDataModule
 from lorachains.data.runs import RunsDataModule
 from lorachains.data.streams import ALL, Share, TrainLoader
@@ -83,6 +84,20 @@ def test_evaluation_answers_every_row_of_every_run_once(split: str) -> None:
         texts = iter(rebuilt(batch.scored))
         for row in batch.rows:
             assert [next(texts) for _ in row.choices] == row.choices
+
+
+def test_evaluation_batches_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While there is room: then they are made anew each time, and are the same."""
+    rows = sum(len(run.rows("val")) for run in three())
+    for room, kept in ((streams.KEPT, True), (0, False)):
+        monkeypatch.setattr(streams, "KEPT", room)
+        loader = side_by_side(three()).val_dataloader()
+        first, second = list(loader), list(loader)
+        assert sum(len(batch.rows) for batch in first) == rows
+        for one, other in zip(first, second, strict=True):
+            assert (one is other) is kept
+            assert one.rows == other.rows
+            assert torch.equal(one.scored.input_ids, other.scored.input_ids)
 
 
 def test_runs_go_on_where_they_were() -> None:

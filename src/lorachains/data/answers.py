@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import product
 
-import networkx
-
 from lorachains.data.tasks import Example, Metric
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -76,6 +74,8 @@ def _bag_f1(said: set[str], right: set[str]) -> float:
 
 def _drop_f1(prediction: str, reference: str) -> float:
     """The mean over spans in their best alignment, to two digits; a span too many or too few counts as 0."""
+    import networkx  # half a second, which only DROP needs
+
     said, right = ([set(span.split()) for span in _spans(text)] for text in (prediction, reference))
     pairs = networkx.Graph()
     for (i, one), (j, other) in product(enumerate(said), enumerate(right)):

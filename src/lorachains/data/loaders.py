@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lorachains.batch import TokenBatch
 from lorachains.data.batching import evaluation_batches
-from lorachains.data.streams import ALL, RunsBatches, RunsRows, Share, Stream, TrainLoader
+from lorachains.data.streams import ALL, MadeOnce, RunsBatches, RunsRows, Share, Stream, TrainLoader
 from lorachains.data.tokens import Encoded, EvalBatch, Serving, collate_eval, collate_train, padding_token
 from lorachains.errors import LorachainsError
 from lorachains.loads import loads_of
@@ -118,10 +118,12 @@ class Loaders:
         """All rows of the split, for all runs. Each of several processes gets as many batches, maybe an idle one."""
         rows, batches = RunsRows([run.rows(split) for run in self.runs]), list(self._batches(split))
         batches += [[]] * (-len(batches) % self.share.of)
+        idle = [rows[batches[0][0]]]
+        made = [partial(self._eval_batch, rows, batch, idle) for batch in self.share.take(batches)]
         return DataLoader(
-            rows,  # type: ignore[arg-type]
-            batch_sampler=self.share.take(batches),
-            collate_fn=partial(self._eval_batch, idle=[rows[batches[0][0]]]),
+            MadeOnce(made, lambda batch: batch.scored.tokens),
+            batch_size=None,  # they are batches already
+            collate_fn=lambda batch: batch,
             generator=torch.Generator(),  # see TrainLoader
         )
 
@@ -146,10 +148,11 @@ class Loaders:
         owners = self.serving.adapters(rows) or [0] * len(rows)
         return np.bincount(np.array(owners, dtype=int), np.array(sizes, dtype=float), self.serving.bank)
 
-    def _eval_batch(self, rows: list[tuple[int, Encoded]], idle: list[tuple[int, Encoded]]) -> EvalBatch:
-        """The rows' batch; without rows one that keeps the process busy, and answers nothing."""
-        batch = collate_eval(rows or idle, self.serving, self._pad(), share=not self.by_length)
-        return batch if rows else EvalBatch([], [], batch.scored, batch.prompts, batch.adapters, batch.starts)
+    def _eval_batch(self, rows: RunsRows, places: list[tuple[int, int]], idle: list[tuple[int, Encoded]]) -> EvalBatch:
+        """The batch of the rows there; without any one that keeps the process busy, and answers nothing."""
+        given = [rows[place] for place in places]
+        batch = collate_eval(given or idle, self.serving, self._pad(), share=not self.by_length)
+        return batch if given else EvalBatch([], [], batch.scored, batch.prompts, batch.adapters, batch.starts)
 
     def _batches(self, split: str) -> Iterator[list[tuple[int, int]]]:
         """Runs with the same rows go through them together."""

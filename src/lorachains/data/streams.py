@@ -19,6 +19,9 @@ from lorachains.data.tokens import Encoded
 
 Item = TypeVar("Item")
 
+KEPT = 1 << 24
+"""So many tokens of evaluation batches are kept at most: a quarter of a gigabyte."""
+
 
 @dataclass
 class Since:
@@ -167,6 +170,32 @@ class TrainLoader(DataLoader[Any]):
         """See `EpochBatches.load_state_dict`."""
         for stream, saved in zip(self.batches.streams, state["streams"], strict=True):
             stream.batches.load_state_dict(saved)
+
+
+class MadeOnce(Dataset[Item]):
+    """Items that are gone through again and again, in the same order: each is made at its first time, and kept.
+
+    Args:
+        make: each item's maker.
+        size: of an item; while the sum is at most `KEPT`, items are kept.
+    """
+
+    def __init__(self, make: Sequence[Callable[[], Item]], size: Callable[[Item], int]) -> None:
+        self._make, self._size = make, size
+        self._kept: dict[int, Item] = {}
+        self._room = KEPT
+
+    def __len__(self) -> int:
+        return len(self._make)
+
+    def __getitem__(self, place: int) -> Item:
+        if place in self._kept:
+            return self._kept[place]
+        item = self._make[place]()
+        if (size := self._size(item)) <= self._room:
+            self._kept[place] = item
+            self._room -= size
+        return item
 
 
 @dataclass(frozen=True)
