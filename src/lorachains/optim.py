@@ -53,7 +53,9 @@ class Optim:
             raise LorachainsError(f"optim.schedule is {self.schedule!r}: choose linear, cosine or constant")
         if type(self.warmup) is not int or self.warmup < 0:
             raise LorachainsError(f"optim.warmup is {self.warmup!r}: give a number of optimizer steps, 0 or more")
-        _check_elementwise(self.optimizer)
+        if self.settings not in _ELEMENTWISE:
+            _check_elementwise(self.optimizer)
+            _ELEMENTWISE.append(self.settings)
         if "lr" in self.settings[1]:
             raise LorachainsError(
                 f"optim.optimizer.lr is {self.settings[1]['lr']!r}, which counts nowhere: set optim.lr"
@@ -87,6 +89,10 @@ class Optim:
                 return 0.5 * (1 - math.cos(math.pi * left))
             case _:
                 return 1.0
+
+
+_ELEMENTWISE: list[tuple[Any, dict[str, Any]]] = []
+"""What was tried: the jobs of a grid mostly have the same."""
 
 
 def check_rate(key: str, value: object) -> None:

@@ -45,7 +45,7 @@ def export(chain: Chain, base_name: str, base_fingerprint: str, expert: int = 0)
     its rounding.
     """
     columns = {name: _columns(bank, expert) for name, bank in chain.banks.items()}
-    kept = torch.stack([(b != 0).any(0) for _, b, _, _ in columns.values()]).any(0).cpu()
+    kept = torch.stack([(b != 0).any(0) for _, b, _, _ in columns.values()]).any(0)
     if not kept.any():
         kept[-chain.rank :] = True
     link_of = torch.full(kept.shape, len(chain.ranks))
@@ -56,8 +56,7 @@ def export(chain: Chain, base_name: str, base_fingerprint: str, expert: int = 0)
     common = scales.pop() if len(scales) == 1 else 1.0
     layers = {
         name: Factors(
-            a[kept].cpu(), (b[:, kept] * (scale[kept] / common)).cpu(),
-            None if bias is None else bias[ranks > 0].cpu() / common,
+            a[kept], b[:, kept] * (scale[kept] / common), None if bias is None else bias[ranks > 0] / common
         )
         for name, (a, b, scale, bias) in columns.items()
     }  # fmt: skip
@@ -138,11 +137,14 @@ def _check_layers(given: ExportedChain, chain: Chain, folder: Path) -> None:
 
 
 def _columns(bank: LoraBank, expert: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """`A (Σ rank, in)`, `B (out, Σ rank)`, each rank's scale, and each link's scaled bias, of one adapter's chain."""
-    a = torch.cat([bank.ledger_A[expert], bank.lora_A[expert]])
-    b = torch.cat([bank.ledger_B[expert], bank.lora_B[expert]], dim=1)
-    scale = torch.cat([bank.ledger_scale[expert], bank.scaling[expert].expand(bank.lora_A.shape[1])])
+    """`A (Σ rank, in)`, `B (out, Σ rank)`, each rank's scale, and each link's scaled bias, of one adapter's chain.
+
+    On the CPU: what follows are many small operations, each of which a GPU would be waited for.
+    """
+    a = torch.cat([bank.ledger_A[expert], bank.lora_A[expert]]).cpu()
+    b = torch.cat([bank.ledger_B[expert], bank.lora_B[expert]], dim=1).cpu()
+    scale = torch.cat([bank.ledger_scale[expert], bank.scaling[expert].expand(bank.lora_A.shape[1])]).cpu()
     if bank.lora_bias is None or bank.ledger_bias is None:
         return a, b, scale, None
     live = bank.scaling[expert] * bank.lora_bias[expert]
-    return a, b, scale, torch.cat([bank.ledger_bias[expert], live.unsqueeze(0)])
+    return a, b, scale, torch.cat([bank.ledger_bias[expert], live.unsqueeze(0)]).cpu()
