@@ -184,7 +184,7 @@ def linear_flops(call: LinearCall) -> int:
 def attention_flops(call: AttentionCall, kernel: bool) -> int:
     """FLOPs of attention for a pair of tokens: `Q Kᵀ`, the weights times `V`, and the gradients of both.
 
-    A kernel computes all gradients if one is needed, and `Q Kᵀ` once more for them.
+    A kernel computes all gradients if one is needed, and `Q Kᵀ` once more for them, as FlashAttention-2 does.
     """
     by_key, by_value = 2 * call.width, 2 * call.value_width
     forward = by_key + by_value

@@ -1,8 +1,9 @@
 """How a model reads a stream of texts: attention within each text, and the test of whether an architecture can do it.
 
 The attention is registered with transformers under a name of its own and takes its keyword arguments for
-variable-length attention (`cu_seq_lens_q`, `max_length_q`). On CUDA in half precision it is PyTorch's flash attention
-over all texts in one kernel, else that of `padded_attention`, over texts of similar length side by side.
+variable-length attention (`cu_seq_lens_q`, `max_length_q`). On CUDA in half precision it is one kernel over all texts,
+`segment_attention`, or PyTorch's flash attention where texts are long or attend to others as well; else that of
+`padded_attention`, over texts of similar length side by side.
 """
 
 import logging
@@ -20,6 +21,7 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 from lorachains.batch import TokenBatch, Tokens, pack
 from lorachains.padded_attention import Groups, attend, grouped
 from lorachains.routing import HardRoute, Route
+from lorachains.segment_attention import segment_attention, takes
 
 log = logging.getLogger(__name__)
 
@@ -59,20 +61,27 @@ def packed_attention(
     """
     if softcap is not None or s_aux is not None:
         raise NotImplementedError
-    several = query.shape[1] // key.shape[1]
-    if several > 1:
-        key, value = key.repeat_interleave(several, 1), value.repeat_interleave(several, 1)
+    sharing = query.shape[1] // key.shape[1]
     if groups is not None:
+        key, value = _for_each_head(key, sharing), _for_each_head(value, sharing)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return attend(query[0], key[0], value[0], groups, scale, dropout, sliding_window).unsqueeze(0), None
     if keys is not None:
         key, value = key.index_select(2, keys), value.index_select(2, keys)
     q, k, v = (_in_half(t)[0].transpose(0, 1) for t in (query, key, value))
+    if keys is None and takes(q, v, max_length_q):
+        return segment_attention(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window).unsqueeze(0), None
+    k, v = _for_each_head(k, sharing), _for_each_head(v, sharing)
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     bounds = cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k
     out = varlen_attn(q, k, v, cu_seq_lens_q, bounds, max_length_q, max_length_q, scale=scaling, window_size=window)
     assert isinstance(out, Tensor)
     return out.unsqueeze(0), None
+
+
+def _for_each_head(tensor: Tensor, sharing: int) -> Tensor:
+    """Keys or values, with their heads in the second dimension, for each of the heads that share them."""
+    return tensor if sharing == 1 else tensor.repeat_interleave(sharing, 1)
 
 
 def _in_half(tensor: Tensor) -> Tensor:
@@ -136,8 +145,9 @@ def hard_route(
         return None
     layout = batch if packs(model) else batch.padded()
     adapters = batch.input_ids.new_zeros(1) if layout.adapters is None else layout.adapters
-    if joint and adapters.is_cuda:
-        torch._dynamo.maybe_mark_dynamic(adapters, 0)  # a compiled layer takes what a module holds to be of one size
+    for tensor in (adapters, layout.active):
+        if tensor is not None and tensor.is_cuda:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # a compiled layer takes what a module holds to be of one size
     if served is not None:
         return HardRoute(torch.tensor(served, device=adapters.device)[adapters], None, layout.active, joint)
     return HardRoute(adapters, batch.ends if layout is batch else None, layout.active, joint)

@@ -11,6 +11,9 @@ from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorachains.kernels import usable
+from lorachains.stream_lora import stream_lora
+
 JOINT = 256
 """So many ranks of all adapters are at most computed as one."""
 
@@ -25,7 +28,8 @@ class HardRoute:
         active: `(tokens,)`, row by row, whether a token is behind its adapter's invocation: the others get none
             (Activated LoRA, Greenewald et al. 2025, arXiv 2504.12397). `None` if all are.
         joint: whether the adapters are of one mixture, and fail together. Few ranks are then computed as one on a GPU,
-            and what isn't a row's own is masked. So a number that isn't finite, in one adapter, reaches others' rows.
+            where tokens don't stand adapter by adapter, and what isn't a row's own is masked. So a number that isn't
+            finite, in one adapter, reaches others' rows.
     """
 
     index: Int[Tensor, " rows"]
@@ -76,14 +80,13 @@ def lora_delta(
     match route:
         case None:
             return F.linear(F.linear(x, a[0]), b[0])
+        case HardRoute(index, ends, active) if ends is not None and usable(x):
+            return stream_lora(x.reshape(-1, x.shape[-1]), a, b, index, ends, active).reshape(*x.shape[:-1], -1)
         case HardRoute(index, _, active, True) if _as_one(x, a):
             hidden = F.linear(_by_row(x, len(index)), a.flatten(0, 1))
             owner = torch.arange(hidden.shape[-1], device=index.device) // a.shape[1]  # of each rank
             hidden = _activated(torch.where(index.view(-1, 1, 1) == owner, hidden, 0), active)
             return F.linear(hidden, _side_by_side(b)).reshape(*x.shape[:-1], -1)
-        case HardRoute(_, ends, active) if ends is not None and _grouped(x, a, b):
-            hidden = _activated(F.grouped_mm(x.reshape(-1, x.shape[-1]), a.mT, offs=ends), active)
-            return F.grouped_mm(hidden, b.mT, offs=ends).reshape(*x.shape[:-1], -1)
         case HardRoute(index, active=active):
             hidden = _activated(torch.bmm(_by_row(x, len(index)), a[index].mT), active)
             return torch.bmm(hidden, b[index].mT).reshape(*x.shape[:-1], -1)
@@ -118,12 +121,6 @@ def _activated(values: Float[Tensor, "*batch features"], active: Bool[Tensor, " 
 def _as_one(x: Tensor, a: Tensor) -> bool:
     """Whether a product of all adapters' ranks costs less than keeping them apart: on a GPU, which has the time."""
     return x.is_cuda and len(a) * a.shape[1] <= JOINT
-
-
-def _grouped(x: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Whether PyTorch has a kernel for the groups of all adapters at once: sizes in steps of 16 bytes."""
-    sizes = (a.shape[1], a.shape[2], b.shape[1])
-    return x.is_cuda and x.dtype == torch.bfloat16 and all(size % 8 == 0 for size in sizes)
 
 
 def _side_by_side(b: Float[Tensor, "experts out_features rank"]) -> Float[Tensor, "out_features ranks"]:

@@ -1,0 +1,152 @@
+"""Triton kernels for the LoRAs of a stream of tokens, in which each block of tokens belongs to one adapter.
+
+A LoRA's products are all memory: its weights are few, and each token is read or written once. So a program takes a few
+blocks of tokens, mostly of one adapter; where they aren't, one after the other. Weights' gradients are sums over an
+adapter's tokens, in parts where one has many, so that the card is filled; a sum's order is always the same. What isn't
+an adapter's own is not read, so a number that isn't finite stays with it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FEATURES = 64
+"""A program's, or of each of its steps."""
+DOWN, UP = (32, 2), (64, 4)
+"""A program's tokens and warps."""
+SUMMED_TOKENS, SUMMED_FEATURES = 128, 128
+"""A program's, of the weights' gradients."""
+PROGRAMS, PART = 128, 1024
+"""A sum of so many tokens or more is made in parts, while programs are fewer than this."""
+
+
+def down(x: Tensor, weight: Tensor, adapters: Tensor) -> Tensor:
+    """`(tokens, ranks)`: each token times its adapter's weight, `(experts, ranks, features)`."""
+    (tokens, features), ranks = x.shape, weight.shape[1]
+    hidden = x.new_empty(tokens, ranks)
+    block, (size, warps) = tokens // len(adapters), DOWN
+    _down[(triton.cdiv(tokens, size), triton.cdiv(ranks, _ranks(ranks)))](
+        x, weight, adapters, hidden, tokens, ranks, features, x.stride(0), *weight.stride(), max(1, size // block),
+        block, _ranks(ranks), FEATURES, num_warps=warps,
+    )  # fmt: skip
+    return hidden
+
+
+def up(hidden: Tensor, weight: Tensor, adapters: Tensor) -> Tensor:
+    """`(tokens, features)`: each token's ranks times its adapter's weight, `(experts, features, ranks)`."""
+    (tokens, ranks), features = hidden.shape, weight.shape[1]
+    out = hidden.new_empty(tokens, features)
+    block, (size, warps) = tokens // len(adapters), UP
+    _up[(triton.cdiv(tokens, size), triton.cdiv(features, FEATURES))](
+        hidden, weight, adapters, out, tokens, ranks, features, *weight.stride(), max(1, size // block), block,
+        _ranks(ranks), FEATURES, num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+def summed(hidden: Tensor, features: Tensor, ends: Tensor, ranks_last: bool) -> Tensor:
+    """The sum over each adapter's tokens of `hidden × features`: `(experts, ranks, features)`.
+
+    Args:
+        ranks_last: `(experts, features, ranks)` instead.
+    """
+    experts, ranks, width = len(ends), hidden.shape[1], features.shape[1]
+    grid = experts, triton.cdiv(width, SUMMED_FEATURES), triton.cdiv(ranks, _ranks(ranks))
+    parts = max(1, min(PROGRAMS // (grid[0] * grid[1] * grid[2]), len(hidden) // (experts * PART)))
+    shape = (parts, experts, width, ranks) if ranks_last else (parts, experts, ranks, width)
+    out = hidden.new_empty(shape, dtype=hidden.dtype if parts == 1 else torch.float32)
+    part, adapter, *within = out.stride()
+    rank, feature = reversed(within) if ranks_last else within
+    _summed[(experts * parts, *grid[1:])](
+        hidden, features, ends, out, experts, ranks, width, features.stride(0), part, adapter, rank, feature, parts,
+        SUMMED_TOKENS, _ranks(ranks), SUMMED_FEATURES,
+    )  # fmt: skip
+    return out[0] if parts == 1 else out.sum(0).to(hidden.dtype)
+
+
+def _ranks(ranks: int) -> int:
+    """A program's."""
+    return min(64, max(16, triton.next_power_of_2(ranks)))
+
+
+@triton.jit
+def _adapters(adapters, first, blocks, BLOCKS: tl.constexpr):
+    """How often a program that begins with this block looks for its adapter: once if all its blocks have the same."""
+    last = tl.minimum(first + BLOCKS, blocks) - 1
+    return tl.where(tl.load(adapters + first) == tl.load(adapters + last), 1, BLOCKS)
+
+
+@triton.jit
+def _down(
+    x, weight, adapters, hidden, tokens, ranks, features, x_token, weight_adapter, weight_rank, weight_feature,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    first, blocks = tl.program_id(0) * BLOCKS, tokens // BLOCK
+    token = first.to(tl.int64) * BLOCK + tl.arange(0, BLOCKS * BLOCK)[:, None]
+    rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)[None, :]
+    times = _adapters(adapters, first, blocks, BLOCKS)
+    total = tl.zeros([BLOCKS * BLOCK, RANKS], tl.float32)
+    for i in range(times):
+        block = tl.minimum(first + i, blocks - 1)
+        own = (token < tokens) & ((times == 1) | (token // BLOCK == first + i))
+        factor = weight + tl.load(adapters + block) * weight_adapter + rank * weight_rank
+        for start in range(0, features, FEATURES):
+            feature = start + tl.arange(0, FEATURES)
+            row, column = feature[None, :], feature[:, None]
+            some = tl.load(x + token * x_token + row, mask=own & (row < features), other=0.0)
+            there = (column < features) & (rank < ranks)
+            total += tl.dot(some, tl.load(factor + column * weight_feature, mask=there, other=0.0))
+    there = (token < tokens) & (rank < ranks)
+    tl.store(hidden + token * ranks + rank, total.to(hidden.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _up(
+    hidden, weight, adapters, out, tokens, ranks, features, weight_adapter, weight_feature, weight_rank,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    first, blocks = tl.program_id(0) * BLOCKS, tokens // BLOCK
+    token = first.to(tl.int64) * BLOCK + tl.arange(0, BLOCKS * BLOCK)[:, None]
+    feature = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)[None, :]
+    times = _adapters(adapters, first, blocks, BLOCKS)
+    total = tl.zeros([BLOCKS * BLOCK, FEATURES], tl.float32)
+    for i in range(times):
+        block = tl.minimum(first + i, blocks - 1)
+        own = (token < tokens) & ((times == 1) | (token // BLOCK == first + i))
+        factor = weight + tl.load(adapters + block) * weight_adapter + feature * weight_feature
+        for start in range(0, ranks, RANKS):
+            rank = start + tl.arange(0, RANKS)
+            row, column = rank[None, :], rank[:, None]
+            some = tl.load(hidden + token * ranks + row, mask=own & (row < ranks), other=0.0)
+            there = (column < ranks) & (feature < features)
+            total += tl.dot(some, tl.load(factor + column * weight_rank, mask=there, other=0.0))
+    there = (token < tokens) & (feature < features)
+    tl.store(out + token * features + feature, total.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _summed(
+    hidden, features, ends, out, experts, ranks, width, features_token, out_part, out_adapter, out_rank, out_feature,
+    parts, TOKENS: tl.constexpr, RANKS: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    adapter, part = tl.program_id(0) % experts, tl.program_id(0) // experts
+    begin = tl.load(ends + adapter - 1, mask=adapter > 0, other=0)
+    end = tl.load(ends + adapter)
+    each = tl.cdiv(tl.cdiv(end - begin, parts), TOKENS) * TOKENS
+    begin += part * each
+    end = tl.minimum(begin + each, end)
+    rank = tl.program_id(2) * RANKS + tl.arange(0, RANKS)[:, None]
+    feature = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)[None, :]
+    total = tl.zeros([RANKS, FEATURES], tl.float32)
+    for start in range(begin, end, TOKENS):
+        token = start + tl.arange(0, TOKENS).to(tl.int64)
+        row, column = token[None, :], token[:, None]
+        left = tl.load(hidden + row * ranks + rank, mask=(row < end) & (rank < ranks), other=0.0)
+        right = tl.load(
+            features + column * features_token + feature, mask=(column < end) & (feature < width), other=0.0
+        )
+        total += tl.dot(left, right)
+    out += part.to(tl.int64) * out_part + adapter.to(tl.int64) * out_adapter
+    there = (rank < ranks) & (feature < width)
+    tl.store(out + rank * out_rank + feature * out_feature, total.to(out.dtype.element_ty), mask=there)
