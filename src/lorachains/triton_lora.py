@@ -13,9 +13,9 @@ from torch import Tensor
 
 FEATURES = 64
 """A program's, or of each of its steps."""
-DOWN, UP = (32, 2), (64, 4)
+DOWN, UP = (32, 4), (64, 4)
 """A program's tokens and warps."""
-SUMMED_TOKENS, SUMMED_FEATURES = 128, 128
+SUMMED_TOKENS, SUMMED_FEATURES = 128, 64
 """A program's, of the weights' gradients."""
 PROGRAMS, PART = 128, 1024
 """A sum of so many tokens or more is made in parts, while programs are fewer than this."""
@@ -96,7 +96,8 @@ def _down(
             row, column = feature[None, :], feature[:, None]
             some = tl.load(x + token * x_token + row, mask=own & (row < features), other=0.0)
             there = (column < features) & (rank < ranks)
-            total += tl.dot(some, tl.load(factor + column * weight_feature, mask=there, other=0.0))
+            product = tl.dot(some, tl.load(factor + column * weight_feature, mask=there, other=0.0))
+            total += tl.where(own, product, 0.0)  # 0 times what isn't finite isn't 0
     there = (token < tokens) & (rank < ranks)
     tl.store(hidden + token * ranks + rank, total.to(hidden.dtype.element_ty), mask=there)
 
@@ -120,7 +121,8 @@ def _up(
             row, column = rank[None, :], rank[:, None]
             some = tl.load(hidden + token * ranks + row, mask=own & (row < ranks), other=0.0)
             there = (column < ranks) & (feature < features)
-            total += tl.dot(some, tl.load(factor + column * weight_rank, mask=there, other=0.0))
+            product = tl.dot(some, tl.load(factor + column * weight_rank, mask=there, other=0.0))
+            total += tl.where(own, product, 0.0)
     there = (token < tokens) & (feature < features)
     tl.store(out + token * features + feature, total.to(out.dtype.element_ty), mask=there)
 
