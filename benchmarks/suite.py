@@ -31,6 +31,8 @@ FIGURES = {
     "output={output}/linearity",
     "serving": "serving.py serving new=32",
     "moa": "mixtures.py moa new=32 output={output}/moa.parts.json",
+    "attention": "own_kernels.py attention",
+    "lora": "own_kernels.py lora",
     "activated": "activated.py latency tokens=64,256,1024",
     "one_pass": "chains.py one_pass",
     "add": "chains.py add",

@@ -9,8 +9,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU, program by program; read by what follows
+
+import pytest
 from jaxtyping import install_import_hook
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
@@ -35,6 +39,22 @@ def plain_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("lorachains.padded_attention.size_class", lambda length: length)
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+_ON_GPUS = [
+    pytest.param(("cuda", dtype), marks=pytest.mark.gpu, id=f"cuda-{dtype}")
+    for dtype in (torch.bfloat16, torch.float16)
+]
+
+
+@pytest.fixture(params=[pytest.param(("cpu", torch.float32), id="interpreted"), *_ON_GPUS])
+def empty(request: pytest.FixtureRequest) -> torch.Tensor:
+    """An empty tensor where Triton's kernels run: on a GPU, or without one interpreted on the CPU."""
+    pytest.importorskip("triton", reason="Triton isn't installed")
+    device, dtype = request.param
+    if (device == "cuda") != torch.cuda.is_available():
+        pytest.skip("no CUDA device" if device == "cuda" else "kernels run on the CUDA device")
+    return torch.empty(0, device=device, dtype=dtype)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from torch import nn
+from torch import Tensor, nn
 
 from lorachains import routing
 from lorachains.bank import LoraBank
@@ -108,6 +108,23 @@ def test_ranks_as_one_are_each_rows_own(seq: int, monkeypatch: pytest.MonkeyPatc
         assert not delta[~active].any()
     for apart, together in zip(*found, strict=True):
         assert close(together, apart)
+
+
+def test_the_kernels_get_what_a_stream_has(empty: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters of several links and ranks, side by side in a stream, with tokens that none serves."""
+    monkeypatch.setattr(routing, "usable", lambda _: True)
+    index = torch.tensor([0, 0, 2, 2, 2]).to(empty.device)
+    ends = torch.tensor([32, 32, 80], dtype=torch.int32).to(empty.device)
+    sizes = [(1, 80, 32), (3, 5, 32), (3, 24, 5), (3, 5)]
+    x, a, b, scale = (torch.randn(size).to(empty.device).requires_grad_() for size in sizes)
+    active = torch.rand(80).to(empty.device) > 0.3
+    found = []
+    for route in (HardRoute(index, ends, active), HardRoute(index, None, active)):
+        delta = lora_delta(x.to(empty.dtype), a, b, scale, route)
+        found.append((delta, *torch.autograd.grad(delta.float().square().sum(), (x, a, b, scale))))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).norm() < (1e-5 if empty.dtype == torch.float32 else 2e-2) * theirs.norm()
 
 
 @pytest.mark.parametrize("arch", ["llama", "opt", "gpt2"])

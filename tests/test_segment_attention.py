@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lorachains.segment_attention import LONGEST, _attention, _backward, segment_attention, takes
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SEGMENTS = [70, 5, 0, 130, 64, 1, 17, 33]
 
 
@@ -25,48 +24,35 @@ def reference(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], win
     return torch.cat(outs)
 
 
-def drawn(heads: int, kv_heads: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
+def drawn(heads: int, kv_heads: int, dim: int, empty: Tensor) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
-    tokens = sum(SEGMENTS)
-    tensors = [torch.randn(tokens, n, dim, device="cuda") for n in (heads, kv_heads, kv_heads)]
-    bounds = torch.tensor([0, *accumulate(SEGMENTS)], dtype=torch.int32, device="cuda")
-    return *(tensor.to(dtype).requires_grad_() for tensor in tensors), bounds
+    sizes = [(sum(SEGMENTS), n, dim) for n in (heads, kv_heads, kv_heads)]
+    bounds = torch.tensor([0, *accumulate(SEGMENTS)], dtype=torch.int32, device=empty.device)
+    return *(torch.randn(size).to(empty).requires_grad_() for size in sizes), bounds
 
 
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
-
-
-@pytest.mark.gpu
-@cuda
-@pytest.mark.parametrize("window", [None, 1, 20, 64, 100])
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "dtype"),
-    [(9, 3, 64, torch.bfloat16), (2, 2, 128, torch.float16), (4, 1, 32, torch.bfloat16), (3, 3, 16, torch.float16)],
-)
+@pytest.mark.parametrize("window", [None, 1, 20, 100, 2**31 - 1])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(6, 2, 64), (1, 1, 128), (4, 1, 32), (2, 2, 16)])
 def test_the_kernels_compute_the_formula(
-    heads: int, kv_heads: int, dim: int, dtype: torch.dtype, window: int | None
+    heads: int, kv_heads: int, dim: int, window: int | None, empty: Tensor
 ) -> None:
-    """What isn't of one sign in all of memory: queries lie head by head, as they do where positions are rotary."""
-    query, key, value, bounds = drawn(heads, kv_heads, dim, dtype)
+    """Of queries that lie head by head, too, as they do where positions are rotary."""
+    query, key, value, bounds = drawn(heads, kv_heads, dim, empty)
     apart = query.transpose(0, 1).contiguous().transpose(0, 1)
     out = segment_attention(apart, key, value, bounds, max(SEGMENTS), window=window)
     right = reference(query, key, value, SEGMENTS, window)
-    assert distance(out, right) < 5e-3
-    given = torch.randn_like(right)
-    ours = torch.autograd.grad(out, (query, key, value), given.to(dtype))
-    theirs = torch.autograd.grad(right, (query, key, value), given.to(dtype).double())
-    for name, one, other in zip(("query", "key", "value"), ours, theirs, strict=True):
-        if window == 1 and name != "value":  # all weights are 1
-            assert one.abs().max() < 1e-2
-        else:
-            assert distance(one, other) < 1e-2, name
+    given = torch.randn(right.shape).to(empty)
+    ours = (out, *torch.autograd.grad(out, (query, key, value), given))
+    theirs = (right, *torch.autograd.grad(right, (query, key, value), given.double()))
+    for name, one, other in zip(("out", "query", "key", "value"), ours, theirs, strict=True):
+        # With a window of one token all weights are 1, and have no gradient.
+        of = given if window == 1 and name in ("query", "key") else other
+        tolerance = 1e-5 if empty.dtype == torch.float32 else 1e-2
+        assert (one.double() - other.double()).norm() < tolerance * of.double().norm(), name
 
 
-@pytest.mark.gpu
-@cuda
-def test_what_is_not_finite_stays_in_its_segment() -> None:
-    query, key, value, bounds = drawn(4, 2, 64)
+def test_what_is_not_finite_stays_in_its_segment(empty: Tensor) -> None:
+    query, key, value, bounds = drawn(4, 2, 64, empty)
     with torch.no_grad():
         for tensor in (query, key, value):
             tensor[75:205] = float("nan")  # all of the fourth segment
@@ -78,12 +64,10 @@ def test_what_is_not_finite_stays_in_its_segment() -> None:
         assert not spoilt[205:].any()
 
 
-@pytest.mark.gpu
-@cuda
-def test_the_operations_are_what_they_say_of_themselves() -> None:
+def test_the_operations_are_what_they_say_of_themselves(empty: Tensor) -> None:
     """To the compiler: shapes, strides and gradients."""
-    query, key, value, bounds = drawn(4, 2, 64)
-    given = (query, key, value, bounds, max(SEGMENTS), 0.125, 1 << 30)
+    query, key, value, bounds = drawn(2, 1, 16, empty)
+    given = (query, key, value, bounds, max(SEGMENTS), 0.25, 1 << 30)
     torch.library.opcheck(_attention, given)
     out, total = (tensor.detach() for tensor in _attention(*given))
     tensors = (tensor.detach() for tensor in (query, key, value))
@@ -96,7 +80,7 @@ def test_a_cpu_does_without() -> None:
 
 
 @pytest.mark.gpu
-@cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_what_the_kernels_take() -> None:
     half, wide, odd = (torch.empty(4, 2, width, dtype=torch.bfloat16, device="cuda") for width in (64, 128, 80))
     assert takes(half, half, LONGEST)

@@ -9,17 +9,16 @@ from torch import Tensor
 from lorachains.batch import BLOCK
 from lorachains.stream_lora import _backward, _lora, stream_lora
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-
-def drawn(blocks: list[int], rank: int, width: int, height: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def drawn(blocks: list[int], rank: int, width: int, height: int, empty: Tensor) -> tuple[Tensor, ...]:
     """Tokens, factors, the adapter of each block and where adapters end."""
     torch.manual_seed(0)
     experts = len(blocks)
     sizes = [(sum(blocks) * BLOCK, width), (experts, rank, width), (experts, height, rank)]
-    x, a, b = (torch.randn(size, device="cuda").to(dtype).requires_grad_() for size in sizes)
-    adapters = torch.arange(experts).repeat_interleave(torch.tensor(blocks)).cuda()
-    return x, a, b, adapters, BLOCK * torch.tensor([*accumulate(blocks)], dtype=torch.int32, device="cuda")
+    x, a, b = (torch.randn(size).to(empty).requires_grad_() for size in sizes)
+    adapters = torch.arange(experts).repeat_interleave(torch.tensor(blocks)).to(empty.device)
+    ends = BLOCK * torch.tensor([*accumulate(blocks)], dtype=torch.int32, device=empty.device)
+    return x, a, b, adapters, ends
 
 
 def reference(x: Tensor, a: Tensor, b: Tensor, adapters: Tensor, active: Tensor | None) -> Tensor:
@@ -31,33 +30,45 @@ def reference(x: Tensor, a: Tensor, b: Tensor, adapters: Tensor, active: Tensor 
 
 
 @pytest.mark.parametrize("served", ["all", "some"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     ("blocks", "rank", "width", "height"),
     [
         ([3, 1, 0, 7, 2], 8, 96, 80),
         ([40], 64, 64, 64),
         ([9, 11], 72, 40, 200),
-        ([1] * 300, 3, 48, 130),
-        ([900, 1], 8, 64, 64),
+        ([1] * 50, 3, 48, 130),
+        ([300, 1], 8, 64, 64),
     ],
     ids=["one-absent", "square", "many-ranks", "many", "in-parts"],
 )
 def test_the_kernels_compute_the_formula(
-    blocks: list[int], rank: int, width: int, height: int, dtype: torch.dtype, served: str
+    blocks: list[int], rank: int, width: int, height: int, served: str, empty: Tensor
 ) -> None:
-    x, a, b, adapters, ends = drawn(blocks, rank, width, height, dtype)
-    active = None if served == "all" else torch.rand(len(x), device="cuda") > 0.3
+    x, a, b, adapters, ends = drawn(blocks, rank, width, height, empty)
+    active = None if served == "all" else torch.rand(len(x)).to(empty.device) > 0.3
     out, right = stream_lora(x, a, b, adapters, ends, active), reference(x, a, b, adapters, active)
-    given = torch.randn_like(right).to(dtype)
+    given = torch.randn(right.shape).to(empty)
     ours = (out, *torch.autograd.grad(out, (x, a, b), given))
     theirs = (right, *torch.autograd.grad(right, (x, a, b), given.double()))
+    tolerance = 1e-5 if empty.dtype == torch.float32 else 1e-2
     for name, one, other in zip(("out", "x", "a", "b"), ours, theirs, strict=True):
-        assert (one.double() - other).norm() < 1e-2 * other.double().norm(), name
+        assert (one.double() - other).norm() < tolerance * other.double().norm(), name
 
 
-def test_what_is_not_finite_stays_with_its_adapter() -> None:
-    x, a, b, adapters, ends = drawn([2, 3, 4], 8, 64, 64, torch.bfloat16)
+@pytest.mark.parametrize("block", [1, 8, 64, 128])
+def test_blocks_of_other_sizes(block: int, empty: Tensor) -> None:
+    adapters = torch.tensor([0, 0, 1, 3]).to(empty.device)
+    ends = block * torch.tensor([2, 3, 3, 4], dtype=torch.int32, device=empty.device)
+    x, a, b = (torch.randn(size).to(empty) for size in [(4 * block, 32), (4, 8, 32), (4, 48, 8)])
+    own = adapters.repeat_interleave(block)
+    right = torch.einsum("tk,trk,tnr->tn", x.double(), a.double()[own], b.double()[own])
+    tolerance = 1e-5 if empty.dtype == torch.float32 else 1e-2
+    assert (stream_lora(x, a, b, adapters, ends).double() - right).norm() < tolerance * right.norm()
+
+
+def test_what_is_not_finite_stays_with_its_adapter(empty: Tensor) -> None:
+    """Also in programs that serve tokens of two."""
+    x, a, b, adapters, ends = drawn([2, 3, 4], 8, 64, 64, empty)
     with torch.no_grad():
         a[1], b[1], x[32:80] = float("nan"), float("inf"), float("nan")
     out = stream_lora(x, a, b, adapters, ends)
@@ -70,10 +81,10 @@ def test_what_is_not_finite_stays_with_its_adapter() -> None:
         assert tensor[[0, 2]].isfinite().all()
 
 
-def test_the_operations_are_what_they_say_of_themselves() -> None:
+def test_the_operations_are_what_they_say_of_themselves(empty: Tensor) -> None:
     """To the compiler: shapes, strides and gradients."""
-    x, a, b, adapters, ends = drawn([2, 0, 3], 8, 64, 48, torch.bfloat16)
-    active = torch.rand(len(x), device="cuda") > 0.3
+    x, a, b, adapters, ends = drawn([2, 0, 3], 8, 64, 48, empty)
+    active = torch.rand(len(x)).to(empty.device) > 0.3
     torch.library.opcheck(_lora, (x, a, b, adapters, ends, active))
     x, a, b = (tensor.detach() for tensor in (x, a, b))
     out, hidden = _lora(x, a, b, adapters, ends, active)

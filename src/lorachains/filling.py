@@ -71,6 +71,7 @@ def filled(batch: TokenBatch, longest: int, size: Size | None = None) -> TokenBa
         size: by default the next one.
     """
     size = size or Sizes().of(batch)
+    assert batch.longest <= longest
     longest = max(longest, FILLING)
     padding = _pieces(size.tokens - len(batch.input_ids), longest)
     lengths = [*batch.lengths, *padding]

@@ -11,7 +11,7 @@ from torch import Tensor
 from lorachains.kernels import usable
 
 LONGEST = 1024
-"""Segments of up to so many tokens are faster here than by `varlen_attn`, on an H200."""
+"""Segments of up to so many tokens are faster here than by `varlen_attn`: see `benchmarks/own_kernels.py`."""
 _WIDTHS = (16, 32, 64, 128)
 _UNLIMITED = 1 << 30
 
@@ -41,10 +41,11 @@ def segment_attention(
         window: how many tokens each attends to at most, itself included; `None` for no limit.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _attention(query, key, value, bounds, longest, scale, _UNLIMITED if window is None else window)[0]
+    window = _UNLIMITED if window is None else min(window, _UNLIMITED)
+    return _attention(query, key, value, bounds, longest, scale, window)[0]
 
 
-@torch.library.custom_op("lorachains::segment_attention", mutates_args=(), device_types="cuda")
+@torch.library.custom_op("lorachains::segment_attention", mutates_args=())
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float, window: int
 ) -> tuple[Tensor, Tensor]:
@@ -52,10 +53,11 @@ def _attention(
     from lorachains import triton_attention  # imports Triton
 
     query, key, value = map(_in_rows, (query, key, value))
-    return triton_attention.forward(query, key, value, bounds, longest, scale, window)
+    with torch.cuda.device_of(query):
+        return triton_attention.forward(query, key, value, bounds, longest, scale, window)
 
 
-@torch.library.custom_op("lorachains::segment_attention_backward", mutates_args=(), device_types="cuda")
+@torch.library.custom_op("lorachains::segment_attention_backward", mutates_args=())
 def _backward(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, total: Tensor, grad: Tensor, bounds: Tensor, longest: int,
     scale: float, window: int,
@@ -63,7 +65,8 @@ def _backward(
     from lorachains import triton_attention
 
     query, key, value, grad = map(_in_rows, (query, key, value, grad))
-    return triton_attention.backward(query, key, value, out, total, grad, bounds, longest, scale, window)
+    with torch.cuda.device_of(query):
+        return triton_attention.backward(query, key, value, out, total, grad, bounds, longest, scale, window)
 
 
 def _in_rows(tensor: Tensor) -> Tensor:
@@ -85,9 +88,10 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Te
 def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     *tensors, ctx.longest, ctx.scale, ctx.window = inputs
     ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)  # of the sums there is none
 
 
-def _differentiate(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+def _differentiate(ctx, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
     query, key, value, bounds, out, total = ctx.saved_tensors
     given = (query, key, value, out, total, grad, bounds, ctx.longest, ctx.scale, ctx.window)
     return *_backward(*given), None, None, None, None

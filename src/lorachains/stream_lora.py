@@ -1,7 +1,7 @@
 """The LoRAs of a stream of tokens that stand adapter by adapter, as one operation that PyTorch can differentiate.
 
-On CUDA in half precision, by the kernels of `triton_lora`. PyTorch's own `grouped_mm` takes about twice as long for
-ranks as small as a LoRA's.
+On CUDA in half precision, by the kernels of `triton_lora`. PyTorch's own `grouped_mm` is made for higher ranks
+(`benchmarks/own_kernels.py`).
 """
 
 import torch
@@ -28,18 +28,19 @@ def stream_lora(
     return _lora(x, a, b, adapters, ends, active)[0]
 
 
-@torch.library.custom_op("lorachains::stream_lora", mutates_args=(), device_types="cuda")
+@torch.library.custom_op("lorachains::stream_lora", mutates_args=())
 def _lora(
     x: Tensor, a: Tensor, b: Tensor, adapters: Tensor, ends: Tensor, active: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The output, and `A x`."""
     from lorachains import triton_lora  # imports Triton
 
-    hidden = _activated(triton_lora.down(_in_rows(x), a, adapters), active)
-    return triton_lora.up(hidden, b, adapters), hidden
+    with torch.cuda.device_of(x):
+        hidden = _activated(triton_lora.down(_in_rows(x), a, adapters), active)
+        return triton_lora.up(hidden, b, adapters), hidden
 
 
-@torch.library.custom_op("lorachains::stream_lora_backward", mutates_args=(), device_types="cuda")
+@torch.library.custom_op("lorachains::stream_lora_backward", mutates_args=())
 def _backward(
     x: Tensor, a: Tensor, b: Tensor, hidden: Tensor, grad: Tensor, adapters: Tensor, ends: Tensor,
     active: Tensor | None,
@@ -47,10 +48,11 @@ def _backward(
     from lorachains import triton_lora
 
     x, grad = _in_rows(x), _in_rows(grad)
-    of_hidden = _activated(triton_lora.down(grad, b.mT, adapters), active)
-    of_a = triton_lora.summed(of_hidden, x, ends, ranks_last=False)
-    of_b = triton_lora.summed(hidden, grad, ends, ranks_last=True)
-    return triton_lora.up(of_hidden, a.mT, adapters), of_a, of_b
+    with torch.cuda.device_of(x):
+        of_hidden = _activated(triton_lora.down(grad, b.mT, adapters), active)
+        of_a = triton_lora.summed(of_hidden, x, ends, ranks_last=False)
+        of_b = triton_lora.summed(hidden, grad, ends, ranks_last=True)
+        return triton_lora.up(of_hidden, a.mT, adapters), of_a, of_b
 
 
 def _activated(hidden: Tensor, active: Tensor | None) -> Tensor:
@@ -74,9 +76,10 @@ def _(x: Tensor, a: Tensor, b: Tensor, *_: object) -> tuple[Tensor, Tensor, Tens
 
 def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs, output[1])
+    ctx.set_materialize_grads(False)  # of `A x` there is none
 
 
-def _differentiate(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+def _differentiate(ctx, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
     x, a, b, adapters, ends, active, hidden = ctx.saved_tensors
     return *_backward(x, a, b, hidden, grad, adapters, ends, active), None, None, None
 

@@ -25,10 +25,10 @@ def down(x: Tensor, weight: Tensor, adapters: Tensor) -> Tensor:
     """`(tokens, ranks)`: each token times its adapter's weight, `(experts, ranks, features)`."""
     (tokens, features), ranks = x.shape, weight.shape[1]
     hidden = x.new_empty(tokens, ranks)
-    block, (size, warps) = tokens // len(adapters), DOWN
+    block, size = _blocks(tokens, adapters, DOWN[0])
     _down[(triton.cdiv(tokens, size), triton.cdiv(ranks, _ranks(ranks)))](
-        x, weight, adapters, hidden, tokens, ranks, features, x.stride(0), *weight.stride(), max(1, size // block),
-        block, _ranks(ranks), FEATURES, num_warps=warps,
+        x, weight, adapters, hidden, tokens, ranks, features, x.stride(0), *weight.stride(), size // block, block,
+        _ranks(ranks), FEATURES, num_warps=DOWN[1],
     )  # fmt: skip
     return hidden
 
@@ -37,10 +37,10 @@ def up(hidden: Tensor, weight: Tensor, adapters: Tensor) -> Tensor:
     """`(tokens, features)`: each token's ranks times its adapter's weight, `(experts, features, ranks)`."""
     (tokens, ranks), features = hidden.shape, weight.shape[1]
     out = hidden.new_empty(tokens, features)
-    block, (size, warps) = tokens // len(adapters), UP
+    block, size = _blocks(tokens, adapters, UP[0])
     _up[(triton.cdiv(tokens, size), triton.cdiv(features, FEATURES))](
-        hidden, weight, adapters, out, tokens, ranks, features, *weight.stride(), max(1, size // block), block,
-        _ranks(ranks), FEATURES, num_warps=warps,
+        hidden, weight, adapters, out, tokens, ranks, features, *weight.stride(), size // block, block, _ranks(ranks),
+        FEATURES, num_warps=UP[1],
     )  # fmt: skip
     return out
 
@@ -63,6 +63,13 @@ def summed(hidden: Tensor, features: Tensor, ends: Tensor, ranks_last: bool) -> 
         SUMMED_TOKENS, _ranks(ranks), SUMMED_FEATURES,
     )  # fmt: skip
     return out[0] if parts == 1 else out.sum(0).to(hidden.dtype)
+
+
+def _blocks(tokens: int, adapters: Tensor, size: int) -> tuple[int, int]:
+    """The tokens of a block, and of a program that is to have so many: whole blocks."""
+    block = tokens // len(adapters)
+    assert tokens == block * len(adapters)
+    return block, max(size, block)
 
 
 def _ranks(ranks: int) -> int:

@@ -121,7 +121,7 @@ class Loaders:
         idle = [rows[batches[0][0]]]
         made = [partial(self._eval_batch, rows, batch, idle) for batch in self.share.take(batches)]
         return DataLoader(
-            MadeOnce(made, lambda batch: batch.scored.tokens),
+            MadeOnce(made, lambda batch: sum(tensor.nbytes for tensor in batch.scored.tensors().values())),
             batch_size=None,  # they are batches already
             collate_fn=lambda batch: batch,
             generator=torch.Generator(),  # see TrainLoader

@@ -19,8 +19,8 @@ from lorachains.data.tokens import Encoded
 
 Item = TypeVar("Item")
 
-KEPT = 1 << 24
-"""So many tokens of evaluation batches are kept at most: a quarter of a gigabyte."""
+KEPT = 1 << 28
+"""So many bytes of evaluation batches are kept at most, of each split."""
 
 
 @dataclass
