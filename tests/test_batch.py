@@ -174,7 +174,7 @@ def test_filled_batches_have_few_sizes_and_little_padding(adapters: int) -> None
         lengths = torch.randint(2, 120, (8,), generator=generator).tolist()
         texts = texts_of(*((length, 1 + length // 4) for length in lengths), seed=number)
         batch = pack(texts, None if adapters == 1 else [i % adapters for i in range(8)])
-        full = filled(batch, 120)
+        full = filled(batch, 120 + BLOCK)
         for kept, given in ((shapes, batch), (filled_shapes, full)):
             kept.add(tuple(tuple(tensor.shape) for tensor in given.tensors().values()))
         assert len(full.input_ids) - len(batch.input_ids) <= max(64, len(batch.input_ids) / 16)

@@ -71,8 +71,8 @@ def filled(batch: TokenBatch, longest: int, size: Size | None = None) -> TokenBa
         size: by default the next one.
     """
     size = size or Sizes().of(batch)
-    assert batch.longest <= longest
     longest = max(longest, FILLING)
+    assert batch.longest <= longest  # what is beyond isn't attended to
     padding = _pieces(size.tokens - len(batch.input_ids), longest)
     lengths = [*batch.lengths, *padding]
     segments = max(len(lengths), len(batch.lengths) + PIECES)  # the same, whatever is filled up
