@@ -1,4 +1,4 @@
-"""A model's pass by kernels of our own is the plain one. Where Triton doesn't work PyTorch's are used, which is said."""
+"""A model's pass by kernels of our own is the plain one. Where Triton doesn't work PyTorch's are used: it is said."""
 
 import importlib
 import logging
