@@ -2,8 +2,8 @@
 
 A LoRA's products are all memory: its weights are few, and each token is read or written once. So a program takes a few
 blocks of tokens, mostly of one adapter; where they aren't, one after the other. Weights' gradients are sums over an
-adapter's tokens, in parts where one has many, so that the card is filled; a sum's order is always the same. What isn't
-an adapter's own is not read, so a number that isn't finite stays with it.
+adapter's tokens, in parts where one has many, so that the card is filled; a sum's order is always the same. A number
+that isn't finite stays with its adapter: what another one makes of a token is left out, not multiplied by zero.
 """
 
 import torch
