@@ -17,7 +17,7 @@ def usable(tensor: Tensor) -> bool:
 
 
 def _triton_works(tensor: Tensor) -> bool:
-    """Whether a kernel can be built and run; tried out once. Triton needs a C compiler, for one."""
+    """Whether a kernel can be built and launched; tried out once. Triton needs a C compiler, for one."""
     global _works
     if _works is None:
         _works = find_spec("triton") is not None and _try(tensor)

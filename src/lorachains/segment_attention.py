@@ -4,6 +4,8 @@ On CUDA in half precision, by the kernels of `triton_attention`. PyTorch's own `
 tiles that are larger than most texts here, and needs copies of keys and values for each of the heads that share them.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
@@ -85,13 +87,13 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Te
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.longest, ctx.scale, ctx.window = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.set_materialize_grads(False)  # of the sums there is none
 
 
-def _differentiate(ctx, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     query, key, value, bounds, out, total = ctx.saved_tensors
     given = (query, key, value, out, total, grad, bounds, ctx.longest, ctx.scale, ctx.window)
     return *_backward(*given), None, None, None, None

@@ -4,6 +4,8 @@ On CUDA in half precision, by the kernels of `triton_lora`. PyTorch's own `group
 (`benchmarks/own_kernels.py`).
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
@@ -74,12 +76,12 @@ def _(x: Tensor, a: Tensor, b: Tensor, *_: object) -> tuple[Tensor, Tensor, Tens
     return x.new_empty(x.shape), a.new_empty(a.shape), b.new_empty(b.shape)
 
 
-def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, output[1])
     ctx.set_materialize_grads(False)  # of `A x` there is none
 
 
-def _differentiate(ctx, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     x, a, b, adapters, ends, active, hidden = ctx.saved_tensors
     return *_backward(x, a, b, hidden, grad, adapters, ends, active), None, None, None
 

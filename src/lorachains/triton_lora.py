@@ -23,24 +23,29 @@ PROGRAMS, PART = 128, 1024
 
 def down(x: Tensor, weight: Tensor, adapters: Tensor) -> Tensor:
     """`(tokens, ranks)`: each token times its adapter's weight, `(experts, ranks, features)`."""
-    (tokens, features), ranks = x.shape, weight.shape[1]
-    hidden = x.new_empty(tokens, ranks)
-    block, size = _blocks(tokens, adapters, DOWN[0])
-    _down[(triton.cdiv(tokens, size), triton.cdiv(ranks, _ranks(ranks)))](
-        x, weight, adapters, hidden, tokens, ranks, features, x.stride(0), *weight.stride(), size // block, block,
-        _ranks(ranks), FEATURES, num_warps=DOWN[1],
-    )  # fmt: skip
-    return hidden
+    return _times(x, weight.mT, adapters, *DOWN, FEATURES, _ranks(weight.shape[1]))
 
 
 def up(hidden: Tensor, weight: Tensor, adapters: Tensor) -> Tensor:
     """`(tokens, features)`: each token's ranks times its adapter's weight, `(experts, features, ranks)`."""
-    (tokens, ranks), features = hidden.shape, weight.shape[1]
-    out = hidden.new_empty(tokens, features)
-    block, size = _blocks(tokens, adapters, UP[0])
-    _up[(triton.cdiv(tokens, size), triton.cdiv(features, FEATURES))](
-        hidden, weight, adapters, out, tokens, ranks, features, *weight.stride(), size // block, block, _ranks(ranks),
-        FEATURES, num_warps=UP[1],
+    return _times(hidden, weight.mT, adapters, *UP, _ranks(weight.shape[2]), FEATURES)
+
+
+def _times(x: Tensor, weight: Tensor, adapters: Tensor, size: int, warps: int, inner: int, outer: int) -> Tensor:
+    """`(tokens, out)`: each token of `x`, `(tokens, in)`, times its adapter's weight, `(experts, in, out)`.
+
+    Args:
+        size, warps: a program's tokens and warps.
+        inner, outer: of `in` in a step of a program, and of `out` in a program.
+    """
+    tokens, (_, width, height) = len(x), weight.shape
+    block = tokens // len(adapters)
+    assert tokens == block * len(adapters)
+    size = max(size, block)
+    out = x.new_empty(tokens, height)
+    _product[(triton.cdiv(tokens, size), triton.cdiv(height, outer))](
+        x, weight, adapters, out, tokens, width, height, x.stride(0), *weight.stride(), size // block, block, inner,
+        outer, num_warps=warps,
     )  # fmt: skip
     return out
 
@@ -65,73 +70,35 @@ def summed(hidden: Tensor, features: Tensor, ends: Tensor, ranks_last: bool) -> 
     return out[0] if parts == 1 else out.sum(0).to(hidden.dtype)
 
 
-def _blocks(tokens: int, adapters: Tensor, size: int) -> tuple[int, int]:
-    """The tokens of a block, and of a program that is to have so many: whole blocks."""
-    block = tokens // len(adapters)
-    assert tokens == block * len(adapters)
-    return block, max(size, block)
-
-
 def _ranks(ranks: int) -> int:
     """A program's."""
     return min(64, max(16, triton.next_power_of_2(ranks)))
 
 
 @triton.jit
-def _adapters(adapters, first, blocks, BLOCKS: tl.constexpr):
-    """How often a program that begins with this block looks for its adapter: once if all its blocks have the same."""
+def _product(
+    x, weight, adapters, out, tokens, width, height, x_token, weight_adapter, weight_in, weight_out,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr, OUTER: tl.constexpr,
+):  # fmt: skip
+    first, blocks = tl.program_id(0) * BLOCKS, tokens // BLOCK
+    token = first.to(tl.int64) * BLOCK + tl.arange(0, BLOCKS * BLOCK)[:, None]
+    column = tl.program_id(1) * OUTER + tl.arange(0, OUTER)[None, :]
     last = tl.minimum(first + BLOCKS, blocks) - 1
-    return tl.where(tl.load(adapters + first) == tl.load(adapters + last), 1, BLOCKS)
-
-
-@triton.jit
-def _down(
-    x, weight, adapters, hidden, tokens, ranks, features, x_token, weight_adapter, weight_rank, weight_feature,
-    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, FEATURES: tl.constexpr,
-):  # fmt: skip
-    first, blocks = tl.program_id(0) * BLOCKS, tokens // BLOCK
-    token = first.to(tl.int64) * BLOCK + tl.arange(0, BLOCKS * BLOCK)[:, None]
-    rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)[None, :]
-    times = _adapters(adapters, first, blocks, BLOCKS)
-    total = tl.zeros([BLOCKS * BLOCK, RANKS], tl.float32)
+    times = tl.where(tl.load(adapters + first) == tl.load(adapters + last), 1, BLOCKS)  # adapters ascend
+    total = tl.zeros([BLOCKS * BLOCK, OUTER], tl.float32)
     for i in range(times):
         block = tl.minimum(first + i, blocks - 1)
         own = (token < tokens) & ((times == 1) | (token // BLOCK == first + i))
-        factor = weight + tl.load(adapters + block) * weight_adapter + rank * weight_rank
-        for start in range(0, features, FEATURES):
-            feature = start + tl.arange(0, FEATURES)
-            row, column = feature[None, :], feature[:, None]
-            some = tl.load(x + token * x_token + row, mask=own & (row < features), other=0.0)
-            there = (column < features) & (rank < ranks)
-            product = tl.dot(some, tl.load(factor + column * weight_feature, mask=there, other=0.0))
+        factor = weight + tl.load(adapters + block) * weight_adapter + column * weight_out
+        for start in range(0, width, INNER):
+            inner = start + tl.arange(0, INNER)
+            of_x, of_weight = inner[None, :], inner[:, None]
+            some = tl.load(x + token * x_token + of_x, mask=own & (of_x < width), other=0.0)
+            there = (of_weight < width) & (column < height)
+            product = tl.dot(some, tl.load(factor + of_weight * weight_in, mask=there, other=0.0))
             total += tl.where(own, product, 0.0)  # 0 times what isn't finite isn't 0
-    there = (token < tokens) & (rank < ranks)
-    tl.store(hidden + token * ranks + rank, total.to(hidden.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def _up(
-    hidden, weight, adapters, out, tokens, ranks, features, weight_adapter, weight_feature, weight_rank,
-    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, FEATURES: tl.constexpr,
-):  # fmt: skip
-    first, blocks = tl.program_id(0) * BLOCKS, tokens // BLOCK
-    token = first.to(tl.int64) * BLOCK + tl.arange(0, BLOCKS * BLOCK)[:, None]
-    feature = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)[None, :]
-    times = _adapters(adapters, first, blocks, BLOCKS)
-    total = tl.zeros([BLOCKS * BLOCK, FEATURES], tl.float32)
-    for i in range(times):
-        block = tl.minimum(first + i, blocks - 1)
-        own = (token < tokens) & ((times == 1) | (token // BLOCK == first + i))
-        factor = weight + tl.load(adapters + block) * weight_adapter + feature * weight_feature
-        for start in range(0, ranks, RANKS):
-            rank = start + tl.arange(0, RANKS)
-            row, column = rank[None, :], rank[:, None]
-            some = tl.load(hidden + token * ranks + row, mask=own & (row < ranks), other=0.0)
-            there = (column < ranks) & (feature < features)
-            product = tl.dot(some, tl.load(factor + column * weight_rank, mask=there, other=0.0))
-            total += tl.where(own, product, 0.0)
-    there = (token < tokens) & (feature < features)
-    tl.store(out + token * features + feature, total.to(out.dtype.element_ty), mask=there)
+    there = (token < tokens) & (column < height)
+    tl.store(out + token * height + column, total.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
