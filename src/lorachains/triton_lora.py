@@ -17,8 +17,10 @@ DOWN, UP = (32, 4), (64, 4)
 """A program's tokens and warps."""
 SUMMED_TOKENS, SUMMED_FEATURES = 128, 64
 """A program's, of the weights' gradients."""
-PROGRAMS, PART = 128, 1024
+PROGRAMS, PART = 128, 256
 """A sum of so many tokens or more is made in parts, while programs are fewer than this."""
+TOTAL = 512
+"""A program's elements, of the sum of parts."""
 
 
 def down(x: Tensor, weight: Tensor, adapters: Tensor) -> Tensor:
@@ -67,7 +69,14 @@ def summed(hidden: Tensor, features: Tensor, ends: Tensor, ranks_last: bool) -> 
         hidden, features, ends, out, experts, ranks, width, features.stride(0), part, adapter, rank, feature, parts,
         SUMMED_TOKENS, _ranks(ranks), SUMMED_FEATURES,
     )  # fmt: skip
-    return out[0] if parts == 1 else out.sum(0).to(hidden.dtype)
+    return out[0] if parts == 1 else _together(out, hidden.dtype)
+
+
+def _together(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of the parts, along the first dimension."""
+    out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
+    _total[(triton.cdiv(out.numel(), TOTAL),)](parts, out, len(parts), out.numel(), TOTAL)
+    return out
 
 
 def _ranks(ranks: int) -> int:
@@ -126,3 +135,13 @@ def _summed(
     out += part.to(tl.int64) * out_part + adapter.to(tl.int64) * out_adapter
     there = (rank < ranks) & (feature < width)
     tl.store(out + rank * out_rank + feature * out_feature, total.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _total(parts, out, number, size, SIZE: tl.constexpr):
+    place = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    total = tl.zeros([SIZE], tl.float32)
+    for _ in range(number):
+        total += tl.load(parts + place, mask=place < size, other=0.0)
+        parts += size
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=place < size)
