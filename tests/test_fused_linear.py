@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lorachains.chain import Chain
-from lorachains.fused_linear import FusedLinear, fuse, watched
+from lorachains.fused_linear import FEW, FusedLinear, choose_training, fuse, watched
 from lorachains.graphs import decoder_layers
 from lorachains.packing import siblings
 from lorachains.routing import HardRoute
@@ -69,20 +69,35 @@ def test_a_fused_model_computes_the_same(arch: str, targets: str) -> None:
     names = [name for name, _ in model.named_parameters()]
     fuse(groups)
     assert sum(isinstance(module, FusedLinear) for module in model.modules()) == sum(map(len, groups))
-    assert_close(outcome(chain), before)
+    for tokens in (1, FEW):  # in training as well, and not
+        choose_training(model, tokens)
+        assert_close(outcome(chain), before)
+        with torch.no_grad():
+            assert_close([model(input_ids=IDS).logits], before[:1])
     assert [name for name, _ in model.named_parameters()] == names
     weights = [parameter.data_ptr() for parameter in model.parameters()]
     fuse(groups)
     assert [parameter.data_ptr() for parameter in model.parameters()] == weights
 
 
-def test_one_product_stands_for_each_group() -> None:
+@pytest.mark.parametrize(("tokens", "expected"), [(FEW // 128, 2 + 2), (FEW // 128 + 1, 3 + 3)])
+def test_one_product_stands_for_each_group(tokens: int, expected: int) -> None:
+    """Of gate and up, which make 64 numbers of a token each, and of down; forward, and backward if there is one."""
     model = frozen("llama")
     fuse(siblings(model))
-    with torch.profiler.profile() as profile:
-        model.model.layers[0].mlp(torch.randn(3, 32, dtype=torch.float64))
-    products = sum(event.count for event in profile.key_averages() if event.key == "aten::mm")
-    assert products == 2  # gate and up, and down
+    choose_training(model, tokens)
+    mlp, x = model.model.layers[0].mlp, torch.randn(3, 32, dtype=torch.float64, requires_grad=True)
+
+    def products() -> int:
+        with torch.profiler.profile() as profile:
+            made = mlp(x)
+            if made.requires_grad:
+                made.sum().backward()
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::mm")
+
+    assert products() == expected
+    with torch.no_grad():
+        assert products() == 2
 
 
 @pytest.mark.parametrize("arch", GROUPS)
@@ -95,6 +110,7 @@ def test_fused_layers_are_compiled_once_for_all(arch: str) -> None:
         before = model(input_ids=IDS).logits
         if fused:
             fuse(siblings(model))
+            choose_training(model, tokens=1)
         counter = CompileCounterWithBackend("aot_eager")
         for layer in decoder_layers(model):
             layer.compile(dynamic=True, backend=counter, fullgraph=True)
@@ -105,6 +121,7 @@ def test_fused_layers_are_compiled_once_for_all(arch: str) -> None:
     assert compiled[0] == compiled[1] < 5
 
 
+@torch.no_grad()
 def test_a_merge_into_a_weight_reaches_the_product() -> None:
     chain = Chain(frozen("llama"), LoraConfig(target_modules=["v_proj"], r=2))
     randomise(chain)
@@ -115,6 +132,7 @@ def test_a_merge_into_a_weight_reaches_the_product() -> None:
     assert (chain.model(input_ids=IDS).logits - expected).norm() <= 1e-12 * expected.norm()
 
 
+@torch.no_grad()
 def test_a_layer_called_with_another_tensor_reads_that() -> None:
     torch.manual_seed(0)
     layers = [nn.Linear(4, size, dtype=torch.float64).requires_grad_(False) for size in (3, 5, 2)]

@@ -1,7 +1,8 @@
 """Linear layers that read the same tensor, computed as one product: queries, keys and values; gate and up.
 
-One large product keeps a GPU busier than two or three small ones, forward and backward, where its gradient with respect
-to what the layers read is one product too. The layers' weights become parts of one tensor, in place.
+One large product keeps a GPU busier than two or three small ones; and the gradient with respect to what the layers read
+is one product too, for which the gradients of their outputs are laid side by side. The layers' weights become parts of
+one tensor, in place.
 """
 
 from collections import Counter
@@ -12,6 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+FEW = 1 << 23
+"""So many numbers the layers of a group make at most where they are fused in training as well. Of more, laying their
+gradients side by side costs more than the product saves: Inductor (torch 2.11) computes what it lays side by side once
+for each part. By `benchmarks/speed.py side_by_side`, fused always and never, of SmolLM2-135M on an H200: 512 tokens are
+9 % faster, 2,560 1 %, and 12,800 2 % slower."""
 
 
 class FusedLinear(nn.Linear):
@@ -29,6 +36,8 @@ class FusedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         fusion = self.fusion
+        if torch.is_grad_enabled() and not fusion.trains:
+            return super().forward(input)
         if fusion.read is not input:
             fusion.read = input
             fusion.parts = F.linear(input, fusion.weight, fusion.bias).split(fusion.sizes, -1)
@@ -44,13 +53,15 @@ class FusedLinear(nn.Linear):
 
 
 class _Fusion:
-    """What fused layers share: their weights as one, and what they have made of the tensor read last."""
+    """What fused layers share: their weights as one, whether they are fused in training too, and what they have made of
+    the tensor read last."""
 
     def __init__(self, layers: Sequence[nn.Linear]):
         self.sizes = [layer.out_features for layer in layers]
         self.weight = _as_one([layer.weight for layer in layers], self.sizes)
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self.bias = _as_one(biases, self.sizes) if biases else None
+        self.trains = False
         self.read: Tensor | None = None
         self.parts: tuple[Tensor, ...] = ()
         for place, layer in enumerate(layers):
@@ -86,6 +97,17 @@ def fuse(groups: Sequence[Sequence[nn.Linear]]) -> None:
             _Fusion(layers)
     if any(layers[0].weight.is_cuda for layers in groups):
         torch.cuda.empty_cache()  # what the weights have left are pieces too small for others
+
+
+def choose_training(model: nn.Module, tokens: int) -> None:
+    """Whether each group of fused layers is one product in training as well: where it makes `FEW` numbers at most.
+
+    Args:
+        tokens: of the largest batch.
+    """
+    for module in model.modules():
+        if isinstance(module, FusedLinear):
+            module.fusion.trains = tokens * sum(module.fusion.sizes) <= FEW
 
 
 @contextmanager

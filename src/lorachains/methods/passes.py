@@ -13,7 +13,7 @@ from lorachains.data.tokens import EvalBatch
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generate, generator
 from lorachains.filling import Sizes, filled
-from lorachains.fused_linear import fuse
+from lorachains.fused_linear import choose_training, fuse
 from lorachains.generation import Generator
 from lorachains.graphs import Replayed, compile_layers, why_not
 from lorachains.memory import out_of_memory
@@ -91,6 +91,7 @@ class Passes:
             return
         start, model, epochs = time.perf_counter(), self.method.model, self.method.trainer.max_epochs or 1
         train, evaluation = self.method.data.largest(max(1, epochs))
+        choose_training(model, train.tokens)
         try:
             for _ in ("plain", "recorded"):
                 with self._training_precision():
