@@ -121,7 +121,8 @@ def watched(model: nn.Module) -> Iterator[list[list[nn.Linear]]]:
 
     def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, nn.Linear)
-        calls.append((args[0], layer))
+        if args:
+            calls.append((args[0], layer))
 
     groups: list[list[nn.Linear]] = []
     with ExitStack() as stack:
