@@ -19,7 +19,6 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from lorachains.batch import TokenBatch, Tokens, pack
-from lorachains.fused_linear import watched
 from lorachains.padded_attention import Groups, attend, grouped
 from lorachains.routing import HardRoute, Route
 from lorachains.segment_attention import segment_attention, takes
@@ -155,12 +154,6 @@ def hard_route(
 
 
 _known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-_siblings: WeakKeyDictionary[PreTrainedModel, list[list[nn.Linear]]] = WeakKeyDictionary()
-
-
-def siblings(model: PreTrainedModel) -> list[list[nn.Linear]]:
-    """The model's linear layers that read the same tensor, side by side, if it `packs`."""
-    return _siblings[model] if packs(model) else []
 
 
 def packs(model: PreTrainedModel) -> bool:
@@ -186,8 +179,7 @@ def _try(model: PreTrainedModel) -> bool:
     training = model.training
     model.eval()
     try:
-        with watched(model) as _siblings[model]:
-            ours = read(model, batch).logits[0, batch.positions]
+        ours = read(model, batch).logits[0, batch.positions]
     except (NotImplementedError, TypeError):
         return False
     finally:

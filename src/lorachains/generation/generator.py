@@ -21,12 +21,10 @@ from transformers import PreTrainedModel
 
 from lorachains.bank import LoraBank, bare
 from lorachains.errors import LorachainsError
-from lorachains.fused_linear import fuse
 from lorachains.generation.bounds import Ends, Parts, alike
 from lorachains.generation.lane import HostWatch, Lane, why_no_static_cache
 from lorachains.generation.sampling import Sampling
 from lorachains.generation.serving import Served, serving, total_rank
-from lorachains.packing import siblings
 from lorachains.prefill import Prefill
 
 log = logging.getLogger(__name__)
@@ -43,15 +41,12 @@ class Generator:
         model: in eval mode. One without banks is fine.
         pad: the token that fills up prompts.
         eos: the token or tokens that end a text; `None` if none does.
-        graphs: whether decode steps are captured as CUDA graphs, where the architecture lets them be; linear layers
-            that read the same tensor are fused then.
+        graphs: whether decode steps are captured as CUDA graphs, where the architecture lets them be.
     """
 
     def __init__(self, model: PreTrainedModel, pad: int, eos: int | Sequence[int] | None, graphs: bool):
         self.model, self.pad, self.graphs = model, pad, graphs
         self.eos = [eos] if isinstance(eos, int) else list(eos or ())
-        if graphs and model.device.type == "cuda":
-            fuse(siblings(model))
         self.banks = [m for m in model.modules() if isinstance(m, LoraBank)]
         self._lanes: OrderedDict[tuple[Any, ...], Lane] = OrderedDict()
         self._replayable: bool | None = None  # not known yet

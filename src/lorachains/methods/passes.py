@@ -13,11 +13,9 @@ from lorachains.data.tokens import EvalBatch
 from lorachains.errors import LorachainsError
 from lorachains.evaluation import candidate_losses, generate, generator
 from lorachains.filling import Sizes, filled
-from lorachains.fused_linear import choose_training, fuse
 from lorachains.generation import Generator
 from lorachains.graphs import Replayed, compile_layers, why_not
 from lorachains.memory import out_of_memory
-from lorachains.packing import siblings
 from lorachains.scoring import answer_losses
 from lorachains.sharding import sharded
 
@@ -63,7 +61,6 @@ class Passes:
         filling = BLOCK - 1 if self.method.serving.bank > 1 else 0  # of a block
         self.longest = max(run.longest() for run in self.method.data.runs) + filling
         self._sizes = {"train": Sizes(), "evaluate": Sizes()}
-        fuse(siblings(model))  # before anything is recorded: it moves weights
         if self.method.compiled and not self._compiled:
             compile_layers(model, self.method.compiled_beside)
             self._compiled = True
@@ -91,7 +88,6 @@ class Passes:
             return
         start, model, epochs = time.perf_counter(), self.method.model, self.method.trainer.max_epochs or 1
         train, evaluation = self.method.data.largest(max(1, epochs))
-        choose_training(model, train.tokens)
         try:
             for _ in ("plain", "recorded"):
                 with self._training_precision():
