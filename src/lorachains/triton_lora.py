@@ -18,7 +18,7 @@ DOWN, UP = (32, 4), (64, 4)
 SUMMED_TOKENS, SUMMED_FEATURES = 128, 64
 """A program's, of the weights' gradients."""
 PROGRAMS, PART = 128, 256
-"""While there are fewer programs than this, sums are made in parts of so many tokens or more, in the mean of adapters."""
+"""With fewer programs than this, sums are made in parts, of at least so many tokens in the mean of adapters."""
 TOTAL = 512
 """A program's elements, of the sum of parts."""
 
