@@ -44,6 +44,7 @@ def compile_layers(model: PreTrainedModel, beside: Sequence[nn.Module] = (), bac
         beside: further modules, each by itself.
         back: takes that back instead.
     """
+    torch._dynamo.config.specialize_float = True  # else OPT's scaling is a tensor of the host's, with C++ built for it
     for layer in (*decoder_layers(model), *beside):
         if back:
             layer._compiled_call_impl = None
