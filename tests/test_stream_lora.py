@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lorachains.batch import BLOCK
-from lorachains.stream_lora import _backward, _lora, stream_lora
+from lorachains.stream_lora import _backward, _lora, add_lora, stream_lora
 
 
 def drawn(blocks: list[int], rank: int, width: int, height: int, empty: Tensor) -> tuple[Tensor, ...]:
@@ -64,6 +64,25 @@ def test_blocks_of_other_sizes(block: int, empty: Tensor) -> None:
     right = torch.einsum("tk,trk,tnr->tn", x.double(), a.double()[own], b.double()[own])
     tolerance = 1e-5 if empty.dtype == torch.float32 else 1e-2
     assert (stream_lora(x, a, b, adapters, ends).double() - right).norm() < tolerance * right.norm()
+
+
+@pytest.mark.parametrize("rank", [3, 8, 40])
+@pytest.mark.parametrize(("tokens", "width", "height"), [(1, 576, 192), (5, 96, 80), (40, 300, 600)])
+def test_a_lora_is_added_in_one_launch(tokens: int, width: int, height: int, rank: int, empty: Tensor) -> None:
+    torch.manual_seed(0)
+    sizes = [(3, tokens, height), (3, tokens, width), (3, rank, width), (3, height, rank)]
+    y, x, a, b = (torch.randn(size).to(empty) for size in sizes)
+    right = y.double() + x.double() @ a.double().mT @ b.double().mT
+    add_lora(y, x, a, b)
+    assert (y.double() - right).norm() < (1e-5 if empty.dtype == torch.float32 else 1e-2) * right.norm()
+
+
+def test_what_is_added_to_one_group_is_its_own(empty: Tensor) -> None:
+    y, x, a, b = (torch.ones(size).to(empty) for size in [(3, 2, 48), (3, 2, 64), (3, 4, 64), (3, 48, 4)])
+    x[1, 0], a[1], b[1] = float("nan"), float("inf"), float("nan")
+    add_lora(y, x, a, b)
+    assert y[[0, 2]].isfinite().all()
+    assert not y[1].isfinite().any()
 
 
 def test_what_is_not_finite_stays_with_its_adapter(empty: Tensor) -> None:

@@ -30,6 +30,23 @@ def stream_lora(
     return _lora(x, a, b, adapters, ends, active)[0]
 
 
+def add_lora(
+    y: Float[Tensor, "groups tokens out_features"],
+    x: Float[Tensor, "groups tokens in_features"],
+    a: Float[Tensor, "groups rank in_features"],
+    b: Float[Tensor, "groups out_features rank"],
+) -> None:
+    """Adds `B A x` of each group's adapter to `y`, without gradients: for few tokens, in one launch.
+
+    Args:
+        y, x, a, b: in half precision on a GPU (`kernels.usable`).
+    """
+    from lorachains import triton_lora
+
+    with torch.cuda.device_of(x):
+        triton_lora.add(y, x.contiguous(), a, b)
+
+
 @torch.library.custom_op("lorachains::stream_lora", mutates_args=())
 def _lora(
     x: Tensor, a: Tensor, b: Tensor, adapters: Tensor, ends: Tensor, active: Tensor | None

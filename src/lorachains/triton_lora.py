@@ -21,6 +21,8 @@ PROGRAMS, PART = 128, 256
 """With fewer programs than this, sums are made in parts, of at least so many tokens in the mean of adapters."""
 TOTAL = 512
 """A program's elements, of the sum of parts."""
+FEW, ADDED_FEATURES = 16, 256
+"""A program's tokens, and features of its steps and its output, where a LoRA is added in one launch."""
 
 
 def down(x: Tensor, weight: Tensor, adapters: Tensor) -> Tensor:
@@ -70,6 +72,20 @@ def summed(hidden: Tensor, features: Tensor, ends: Tensor, ranks_last: bool) -> 
         SUMMED_TOKENS, _ranks(ranks), SUMMED_FEATURES,
     )  # fmt: skip
     return out[0] if parts == 1 else _together(out, hidden.dtype)
+
+
+def add(out: Tensor, x: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds `B A x` to `out`, `(groups, tokens, out_features)`, in one launch: made for few tokens, as decoding has.
+
+    Args:
+        x: `(groups, tokens, in_features)`, each group's of one adapter.
+        a, b: the groups' adapters, `(groups, ranks, in_features)` and `(groups, out_features, ranks)`.
+    """
+    assert all(tensor.is_contiguous() for tensor in (out, x, a, b))
+    (groups, tokens, width), (_, height, ranks) = x.shape, b.shape
+    _add[(groups, triton.cdiv(tokens, FEW), triton.cdiv(height, ADDED_FEATURES))](
+        out, x, a, b, tokens, width, height, ranks, FEW, max(16, triton.next_power_of_2(ranks)), ADDED_FEATURES
+    )
 
 
 def _together(parts: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,3 +161,22 @@ def _total(parts, out, number, size, SIZE: tl.constexpr):
         total += tl.load(parts + place, mask=place < size, other=0.0)
         parts += size
     tl.store(out + place, total.to(out.dtype.element_ty), mask=place < size)
+
+
+@triton.jit
+def _add(out, x, a, b, tokens, width, height, ranks, TOKENS: tl.constexpr, RANKS: tl.constexpr, FEATURES: tl.constexpr):
+    group = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    rank, feature = tl.arange(0, RANKS), tl.arange(0, FEATURES)
+    of_token, hidden = group * tokens + token, tl.zeros([TOKENS, RANKS], tl.float32)
+    for start in range(0, width, FEATURES):
+        row, column = (start + feature)[:, None], (start + feature)[None, :]
+        there = (rank[None, :] < ranks) & (row < width)
+        some = tl.load(x + of_token * width + column, mask=(token < tokens) & (column < width), other=0.0)
+        hidden += tl.dot(some, tl.load(a + (group * ranks + rank[None, :]) * width + row, mask=there, other=0.0))
+    column = (tl.program_id(2) * FEATURES + feature)[None, :]
+    there = (rank[:, None] < ranks) & (column < height)
+    factor = tl.load(b + (group * height + column) * ranks + rank[:, None], mask=there, other=0.0)
+    there = (token < tokens) & (column < height)
+    total = tl.load(out + of_token * height + column, mask=there, other=0.0) + tl.dot(hidden.to(factor.dtype), factor)
+    tl.store(out + of_token * height + column, total.to(out.dtype.element_ty), mask=there)

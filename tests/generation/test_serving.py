@@ -41,3 +41,23 @@ def test_tied_links_count(mode: Any, experts: int, fields: dict[str, Any]) -> No
         chain.extend(rank=2)
         randomise(chain, seed=knot + 1)
     assert seen[0] != seen[1] != seen[2]
+
+
+@pytest.mark.parametrize("fields", [{}, {"lora_bias": True, "init_lora_weights": True}])
+def test_the_kernel_for_few_tokens_serves_as_the_products_do(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="Triton isn't installed")
+    if torch.cuda.is_available():
+        pytest.skip("kernels run on the CUDA device")
+    chain, prompts, owners = chain_of("llama", 3, **fields), prompts_of(3, 20, 5, 1, 4), torch.tensor([2, 0, 1, 2, 0])
+    expected = generator_of(chain)(prompts, 6, owners)
+    launched: list[int] = []
+
+    def noting(x: torch.Tensor) -> bool:
+        launched.append(x.shape[1])
+        return True
+
+    monkeypatch.setattr("lorachains.generation.serving.usable", noting)
+    assert generator_of(chain)(prompts, 6, owners) == expected
+    assert set(launched) == {1}

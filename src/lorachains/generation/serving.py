@@ -8,6 +8,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lorachains.bank import LoraBank
+from lorachains.kernels import usable
+from lorachains.stream_lora import add_lora
+
+FEW = 16
+"""Groups of up to so many tokens, as a decode step's, get their LoRAs by one kernel."""
 
 
 class Served:
@@ -43,10 +48,13 @@ class Served:
     ) -> Float[Tensor, "*batch out_features"]:
         """`y + scale · B A x`, written over the base layer's output `y`. Both may come as `(rows · seq, …)`."""
         groups = len(self.a)
-        base = y.reshape(groups, -1, y.shape[-1])
+        x, base = x.reshape(groups, -1, x.shape[-1]), y.reshape(groups, -1, y.shape[-1])
         base = base if self.bias is None else base + self.bias
-        hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), self.a.mT)
-        return base.baddbmm_(hidden, self.b.mT).view(y.shape)
+        if x.shape[1] <= FEW and usable(x):
+            add_lora(base, x, self.a, self.b)
+        else:
+            base.baddbmm_(torch.bmm(x, self.a.mT), self.b.mT)
+        return base.view(y.shape)
 
 
 def total_rank(bank: LoraBank) -> int:
