@@ -65,10 +65,11 @@ def packed_attention(
     if groups is not None:
         key, value = _for_each_head(key, sharing), _for_each_head(value, sharing)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend(query[0], key[0], value[0], groups, scale, dropout, sliding_window).unsqueeze(0), None
+        q, k, v = (t.squeeze(0) for t in (query, key, value))
+        return attend(q, k, v, groups, scale, dropout, sliding_window).unsqueeze(0), None
     if keys is not None:
         key, value = key.index_select(2, keys), value.index_select(2, keys)
-    q, k, v = (_in_half(t)[0].transpose(0, 1) for t in (query, key, value))
+    q, k, v = (_in_half(t).squeeze(0).transpose(0, 1) for t in (query, key, value))  # `[0]`'s gradient is a copy
     if keys is None and takes(q, v, max_length_q):
         return segment_attention(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window).unsqueeze(0), None
     k, v = _for_each_head(k, sharing), _for_each_head(v, sharing)

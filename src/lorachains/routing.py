@@ -79,7 +79,7 @@ def lora_delta(
     a, b = a.to(x.dtype), (b * scale.unsqueeze(1)).to(x.dtype)  # scaled before it is rounded to bfloat16
     match route:
         case None:
-            return F.linear(F.linear(x, a[0]), b[0])
+            return F.linear(F.linear(x, a.squeeze(0)), b.squeeze(0))
         case HardRoute(index, ends, active) if ends is not None and usable(x):
             return stream_lora(x.reshape(-1, x.shape[-1]), a, b, index, ends, active).reshape(*x.shape[:-1], -1)
         case HardRoute(index, _, active, True) if _as_one(x, a):
