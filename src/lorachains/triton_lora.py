@@ -84,7 +84,7 @@ def add(out: Tensor, x: Tensor, a: Tensor, b: Tensor) -> None:
     assert all(tensor.is_contiguous() for tensor in (out, x, a, b))
     (groups, tokens, width), (_, height, ranks) = x.shape, b.shape
     _add[(groups, triton.cdiv(tokens, FEW), triton.cdiv(height, ADDED_FEATURES))](
-        out, x, a, b, tokens, width, height, ranks, FEW, max(16, triton.next_power_of_2(ranks)), ADDED_FEATURES
+        out, x, a, b, tokens, width, height, ranks, FEW, _ranks(ranks), ADDED_FEATURES
     )
 
 
@@ -165,18 +165,22 @@ def _total(parts, out, number, size, SIZE: tl.constexpr):
 
 @triton.jit
 def _add(out, x, a, b, tokens, width, height, ranks, TOKENS: tl.constexpr, RANKS: tl.constexpr, FEATURES: tl.constexpr):
-    group = tl.program_id(0).to(tl.int64)
+    group, feature = tl.program_id(0).to(tl.int64), tl.arange(0, FEATURES)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[:, None]
-    rank, feature = tl.arange(0, RANKS), tl.arange(0, FEATURES)
-    of_token, hidden = group * tokens + token, tl.zeros([TOKENS, RANKS], tl.float32)
-    for start in range(0, width, FEATURES):
-        row, column = (start + feature)[:, None], (start + feature)[None, :]
-        there = (rank[None, :] < ranks) & (row < width)
-        some = tl.load(x + of_token * width + column, mask=(token < tokens) & (column < width), other=0.0)
-        hidden += tl.dot(some, tl.load(a + (group * ranks + rank[None, :]) * width + row, mask=there, other=0.0))
+    own, of_token = token < tokens, group * tokens + token
     column = (tl.program_id(2) * FEATURES + feature)[None, :]
-    there = (rank[:, None] < ranks) & (column < height)
-    factor = tl.load(b + (group * height + column) * ranks + rank[:, None], mask=there, other=0.0)
-    there = (token < tokens) & (column < height)
-    total = tl.load(out + of_token * height + column, mask=there, other=0.0) + tl.dot(hidden.to(factor.dtype), factor)
-    tl.store(out + of_token * height + column, total.to(out.dtype.element_ty), mask=there)
+    place = out + of_token * height + column
+    total = tl.load(place, mask=own & (column < height), other=0.0).to(tl.float32)
+    for first in range(0, ranks, RANKS):
+        rank = first + tl.arange(0, RANKS)
+        hidden = tl.zeros([TOKENS, RANKS], tl.float32)
+        for start in range(0, width, FEATURES):
+            inner = start + feature
+            some = tl.load(x + of_token * width + inner[None, :], mask=own & (inner[None, :] < width), other=0.0)
+            there = (rank[None, :] < ranks) & (inner[:, None] < width)
+            factor = a + (group * ranks + rank[None, :]) * width + inner[:, None]
+            hidden += tl.dot(some, tl.load(factor, mask=there, other=0.0))
+        there = (rank[:, None] < ranks) & (column < height)
+        factor = tl.load(b + (group * height + column) * ranks + rank[:, None], mask=there, other=0.0)
+        total += tl.dot(hidden.to(factor.dtype), factor)
+    tl.store(place, total.to(out.dtype.element_ty), mask=own & (column < height))
