@@ -39,7 +39,7 @@ def add_lora(
     """Adds `B A x` of each group's adapter to `y`, without gradients: for few tokens, in one launch.
 
     Args:
-        y, x, a, b: in half precision on a GPU (`kernels.usable`).
+        y, x, a, b: in half precision on a GPU (`kernels.usable`), the rank 64 at most.
     """
     from lorachains import triton_lora
 

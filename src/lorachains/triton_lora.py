@@ -21,7 +21,7 @@ PROGRAMS, PART = 128, 256
 """With fewer programs than this, sums are made in parts, of at least so many tokens in the mean of adapters."""
 TOTAL = 512
 """A program's elements, of the sum of parts."""
-FEW, ADDED_FEATURES = 16, 256
+FEW, ADDED_FEATURES = 16, 128
 """A program's tokens, and features of its steps and its output, where a LoRA is added in one launch."""
 
 
@@ -79,10 +79,12 @@ def add(out: Tensor, x: Tensor, a: Tensor, b: Tensor) -> None:
 
     Args:
         x: `(groups, tokens, in_features)`, each group's of one adapter.
-        a, b: the groups' adapters, `(groups, ranks, in_features)` and `(groups, out_features, ranks)`.
+        a, b: the groups' adapters, `(groups, ranks, in_features)` and `(groups, out_features, ranks)`, of at most 64
+            ranks.
     """
-    assert all(tensor.is_contiguous() for tensor in (out, x, a, b))
     (groups, tokens, width), (_, height, ranks) = x.shape, b.shape
+    assert all(tensor.is_contiguous() for tensor in (out, x, a, b))
+    assert ranks <= 64
     _add[(groups, triton.cdiv(tokens, FEW), triton.cdiv(height, ADDED_FEATURES))](
         out, x, a, b, tokens, width, height, ranks, FEW, _ranks(ranks), ADDED_FEATURES
     )
@@ -170,17 +172,14 @@ def _add(out, x, a, b, tokens, width, height, ranks, TOKENS: tl.constexpr, RANKS
     own, of_token = token < tokens, group * tokens + token
     column = (tl.program_id(2) * FEATURES + feature)[None, :]
     place = out + of_token * height + column
-    total = tl.load(place, mask=own & (column < height), other=0.0).to(tl.float32)
-    for first in range(0, ranks, RANKS):
-        rank = first + tl.arange(0, RANKS)
-        hidden = tl.zeros([TOKENS, RANKS], tl.float32)
-        for start in range(0, width, FEATURES):
-            inner = start + feature
-            some = tl.load(x + of_token * width + inner[None, :], mask=own & (inner[None, :] < width), other=0.0)
-            there = (rank[None, :] < ranks) & (inner[:, None] < width)
-            factor = a + (group * ranks + rank[None, :]) * width + inner[:, None]
-            hidden += tl.dot(some, tl.load(factor, mask=there, other=0.0))
-        there = (rank[:, None] < ranks) & (column < height)
-        factor = tl.load(b + (group * height + column) * ranks + rank[:, None], mask=there, other=0.0)
-        total += tl.dot(hidden.to(factor.dtype), factor)
+    rank, hidden = tl.arange(0, RANKS), tl.zeros([TOKENS, RANKS], tl.float32)
+    for start in range(0, width, FEATURES):
+        inner = start + feature
+        some = tl.load(x + of_token * width + inner[None, :], mask=own & (inner[None, :] < width), other=0.0)
+        there = (rank[None, :] < ranks) & (inner[:, None] < width)
+        factor = a + (group * ranks + rank[None, :]) * width + inner[:, None]
+        hidden += tl.dot(some, tl.load(factor, mask=there, other=0.0))
+    there = (rank[:, None] < ranks) & (column < height)
+    factor = tl.load(b + (group * height + column) * ranks + rank[:, None], mask=there, other=0.0)
+    total = tl.load(place, mask=own & (column < height), other=0.0) + tl.dot(hidden.to(factor.dtype), factor)
     tl.store(place, total.to(out.dtype.element_ty), mask=own & (column < height))

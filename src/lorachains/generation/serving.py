@@ -11,8 +11,9 @@ from lorachains.bank import LoraBank
 from lorachains.kernels import usable
 from lorachains.stream_lora import add_lora
 
-FEW = 16
-"""Groups of up to so many tokens, as a decode step's, get their LoRAs by one kernel."""
+TOKENS, RANK, WEIGHTS = 16, 64, 1 << 20
+"""Up to so many tokens of a group, as a decode step's, and in layers of up to so many weights, LoRAs are added by one
+kernel; in larger layers it is no faster than two batched products."""
 
 
 class Served:
@@ -30,6 +31,7 @@ class Served:
         self.a = empty(rank, bank.in_features)
         self.b = empty(bank.out_features, rank)
         self.bias = None if bank.lora_bias is None else empty(1, bank.out_features)
+        self.small = rank <= RANK and bank.in_features * bank.out_features <= WEIGHTS
 
     def load(self, bank: LoraBank, adapters: Int64[Tensor, " groups"]) -> None:
         """Takes over the factors of each group's adapter, at the addresses that a graph knows."""
@@ -50,7 +52,7 @@ class Served:
         groups = len(self.a)
         x, base = x.reshape(groups, -1, x.shape[-1]), y.reshape(groups, -1, y.shape[-1])
         base = base if self.bias is None else base + self.bias
-        if x.shape[1] <= FEW and usable(x):
+        if self.small and x.shape[1] <= TOKENS and usable(x):
             add_lora(base, x, self.a, self.b)
         else:
             base.baddbmm_(torch.bmm(x, self.a.mT), self.b.mT)
