@@ -52,7 +52,7 @@ def test_layers_are_one_function_that_reads_nothing_of_the_host(arch: str, monke
     """Dynamo makes tensors of a module's floats, for which Inductor builds C++ kernels: OPT took a minute more."""
     given: list[list[Any]] = []
 
-    def backend(module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    def backend(module: torch.fx.GraphModule, inputs: list[Any], options: object) -> Any:
         given.append(inputs)
         return module.forward
 
@@ -63,6 +63,22 @@ def test_layers_are_one_function_that_reads_nothing_of_the_host(arch: str, monke
     model(input_ids=torch.tensor([[3, 4, 5]])).logits.sum().backward()
     (inputs,) = given
     assert not [tensor for tensor in inputs if isinstance(tensor, torch.Tensor) and tensor.dim() == 0]
+
+
+def test_dropout_is_that_of_plain_passes() -> None:
+    torch.compiler.reset()
+    model = tiny_model("opt", dropout=0.2).train()
+    tokens = {"input_ids": torch.tensor([[3, 4, 5]])}
+
+    def logits(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return model(**tokens).logits
+
+    plain = logits(0)
+    compile_layers(model)
+    torch.testing.assert_close(logits(0), plain)
+    assert (logits(1) - plain).abs().max() > 0.01
 
 
 def test_after_a_change_each_size_is_passed_plainly_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
