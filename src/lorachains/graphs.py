@@ -25,7 +25,7 @@ Pass = Callable[[TokenBatch], tuple[Tensor, ...]]
 
 OPTIONS = {"fallback_random": True}
 """Inductor's. Dropout is PyTorch's own kernel, and the same as in plain passes: Inductor's draws each number by a whole
-Philox of four (2 % of OPT-1.3B's step on an H200)."""
+Philox of four."""
 
 _Result = TypeVar("_Result")
 
