@@ -22,6 +22,7 @@ from lorachains.filling import filled
 from lorachains.graphs import Replayed, compile_layers, decoder_layers, why_not
 from lorachains.jobs import stack
 from lorachains.methods import Lora
+from lorachains.models.checkpointing import checkpoint_layers
 from lorachains.tracing import trace
 from lorachains.trainer import HOST_THREADS
 from tests.adapters import randomise
@@ -65,20 +66,25 @@ def test_layers_are_one_function_that_reads_nothing_of_the_host(arch: str, monke
     assert not [tensor for tensor in inputs if isinstance(tensor, torch.Tensor) and tensor.dim() == 0]
 
 
-def test_dropout_is_that_of_plain_passes() -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dropout_is_that_of_plain_passes(checkpointing: bool) -> None:
+    """Also where layers run again in the backward pass."""
     torch.compiler.reset()
     model = tiny_model("opt", dropout=0.2).train()
-    tokens = {"input_ids": torch.tensor([[3, 4, 5]])}
+    weight = decoder_layers(model)[0].get_parameter("fc1.weight")
 
-    def logits(seed: int) -> torch.Tensor:
+    def passed(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed)
-        with torch.no_grad():
-            return model(**tokens).logits
+        logits = model(input_ids=torch.tensor([[3, 4, 5]])).logits
+        (gradient,) = torch.autograd.grad(logits.square().sum(), weight)
+        return logits.detach(), gradient
 
-    plain = logits(0)
+    plain = passed(0)
+    if checkpointing:
+        checkpoint_layers(model)
     compile_layers(model)
-    torch.testing.assert_close(logits(0), plain)
-    assert (logits(1) - plain).abs().max() > 0.01
+    torch.testing.assert_close(passed(0), plain, rtol=1e-4, atol=1e-5)
+    assert (passed(1)[0] - plain[0]).abs().max() > 0.01
 
 
 def test_after_a_change_each_size_is_passed_plainly_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
