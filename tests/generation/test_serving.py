@@ -4,7 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from lorachains.bank import LoraBank
+from lorachains.generation.serving import Served
+from lorachains.routing import Routing
 from tests.adapters import ARCH_AND_FIELDS, peft_twin, randomise
 from tests.generation.texts import by_argmax, by_transformers, chain_of, generator_of, model_of, prompts_of
 
@@ -61,3 +65,17 @@ def test_the_kernel_for_few_tokens_serves_as_the_products_do(
     monkeypatch.setattr("lorachains.generation.serving.usable", noting)
     assert generator_of(chain)(prompts, 6, owners) == expected
     assert set(launched) == {1}
+
+
+@pytest.mark.parametrize(("in_features", "rank"), [(32, 65), (1025, 4)])
+def test_what_is_larger_is_served_by_the_products(in_features: int, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes no higher rank, and is slower in a larger layer."""
+    monkeypatch.setattr("lorachains.generation.serving.usable", lambda _: True)
+    monkeypatch.setattr("lorachains.generation.serving.add_lora", lambda *_: pytest.fail("by the kernel"))
+    bank = LoraBank(nn.Linear(in_features, 1024), 3, Routing())
+    served = Served(bank, 2, rank, torch.float32)
+    served.a.normal_()
+    served.b.normal_()
+    x, y = torch.randn(2, in_features), torch.randn(2, 1024)
+    right = y + torch.einsum("gor,gri,gi->go", served.b, served.a, x)
+    torch.testing.assert_close(served(x, y), right, rtol=1e-4, atol=1e-3)

@@ -12,8 +12,8 @@ from lorachains.kernels import usable
 from lorachains.stream_lora import add_lora
 
 TOKENS, RANK, WEIGHTS = 16, 64, 1 << 20
-"""Up to so many tokens of a group, as a decode step's, and in layers of up to so many weights, LoRAs are added by one
-kernel; in larger layers it is no faster than two batched products."""
+"""LoRAs are added by one kernel to groups of up to so many tokens, as a decode step's, with up to so many ranks (it
+takes no more), in layers of up to so many weights (in larger ones it is no faster than two batched products)."""
 
 
 class Served:
